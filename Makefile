@@ -1,0 +1,92 @@
+# `make help` lists the targets. GNU make 3.81 and a POSIX shell are enough.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help serve test check format train accuracy bento lock clean
+
+PORT ?= 3000
+WORKERS ?=
+# Not `?=`: several shells and tool chains export HOST as the name of the machine.
+HOST = 127.0.0.1
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+# Twice quiet: errors only. Every pin carries its hashes, so pip installs exactly what was tested or nothing.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --quiet
+
+export BENTOML_DO_NOT_TRACK := True
+# TensorFlow's C++ log below errors says what CPU it was built for, nothing of the run.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+URL = http://$(if $(filter 0.0.0.0 ::,$(HOST)),127.0.0.1,$(HOST)):$(PORT)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+
+serve: $(VENV)/.serve ## install what serving needs, serve exported_models/ (PORT=3000 HOST=127.0.0.1 WORKERS=)
+	@echo
+	@echo "Sextant on $(URL)  (OpenAPI page at /, ready when /readyz says so; Ctrl-C stops it)"
+	@echo
+	@echo "  curl -o seven.png '$(URL)/v1/gan/sample?n=1&digit=7&seed=1'"
+	@echo "  curl --data-binary @seven.png $(URL)/v1/digit"
+	@echo "  curl --data-binary @photo.jpg '$(URL)/v1/image?top=3'"
+	@echo "  curl -H 'Content-Type: text/plain' -d 'A warm, funny film.' $(URL)/v1/sentiment"
+	@echo "  curl -o grid.png '$(URL)/v1/gan/sample?n=100&seed=1'"
+	@echo "  curl -o digits.png '$(URL)/v1/vae/sample?n=25&seed=1'"
+	@echo "  curl --data-binary @seven.png -o pair.png $(URL)/v1/vae/reconstruct"
+	@echo "  curl --data-binary @seven.png $(URL)/v1/vae/anomaly"
+	@echo "  curl $(URL)/v1/models"
+	@echo
+	@exec env $(if $(WORKERS),SEXTANT_WORKERS=$(WORKERS)) \
+		$(BIN)/bentoml serve serving.service:Sextant --host $(HOST) --port $(PORT)
+
+test: $(VENV)/.dev ## install the rest and run every test (ARGS="-k digit" for some)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## ruff, mypy and the import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## rewrite the code in the common format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train: $(VENV)/.dev ## train, verify and publish: ARCH=mnist_mlp (or all), ARGS="--epochs 5 --seed 1"
+	@test -n "$(ARCH)" || { echo 'make train: which architecture? For example: make train ARCH=mnist_mlp' >&2; exit 2; }
+	@$(BIN)/python -m training $(ARCH) $(ARGS)
+
+accuracy: $(VENV)/.dev ## real test samples over HTTP: accuracy of each endpoint beside its manifest's
+	@$(BIN)/python -m training.accuracy $(ARGS)
+
+bento: $(VENV)/.serve ## build the Bento: service, models and pins in one archive
+	@$(BIN)/bentoml build
+
+lock: $(VENV)/.dev ## compile requirements/*.in into hashed pins
+	@cd requirements && for name in serve gpu train dev; do \
+		../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+			--no-header --no-emit-index-url --no-emit-find-links $(ARGS) $$name.in --output-file $$name.txt || exit; \
+	done
+
+clean: ## remove the virtual environment and every cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: a target that is newer than the pins it installs needs no second look.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'Python 3.11 or newer is needed; found "$(PYTHON)". Name another: make $(MAKECMDGOALS) PYTHON=/path/to/python' >&2; \
+		exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.serve: requirements/serve.txt $(VENV)/.created
+	@echo "Installing requirements/serve.txt into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements/serve.txt
+	@touch $@
+
+$(VENV)/.dev: requirements/train.txt requirements/dev.txt $(VENV)/.serve
+	@echo "Installing requirements/train.txt and dev.txt into $(VENV) (TensorFlow among them) ..."
+	@$(PIP) install --require-hashes -r requirements/train.txt -r requirements/dev.txt
+	@touch $@
