@@ -1,0 +1,389 @@
+"""Batching: requests that arrive together run together.
+
+One bounded queue a model, in the worker's own event loop. Work-conserving: as soon as the execution slot is
+free, what is queued runs, up to the batch size that the load-time profile found best. Requests that the loop
+read in the same turn are gathered by putting the release at the end of that turn, which costs no time.
+
+A model that is quick even at its batch size runs on the loop itself; a dear one in a thread, one batch at a
+time, so that the loop keeps reading while it computes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import DeadlineError, OverloadedError, UnavailableError
+from serving.preprocessing import text
+
+Rows: TypeAlias = Mapping[str, NDArray[Any]]
+"""Named arrays with one first axis, the rows."""
+Run: TypeAlias = Callable[[Rows], Rows]
+
+INLINE_SECONDS = 0.002
+"""A batch that takes longer than this would hold up the loop: it runs in a thread (a hop costs about 0.1 ms)."""
+_NEARLY_BEST = 1.1
+_SIMILAR_LENGTH = 1.5
+"""Rows share a batch when padding makes the shorter at most this many times as long."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a model costs here, measured when it was loaded.
+
+    Attributes:
+        milliseconds: time of one batch, by its size.
+        batch_size: the most rows worth running at once.
+        inline: whether batches run on the event loop.
+        reason: why, in words.
+    """
+
+    milliseconds: Mapping[int, float]
+    batch_size: int
+    inline: bool
+    reason: str
+
+    @property
+    def seconds_per_row(self) -> float:
+        """Cost of a row at the chosen batch size."""
+        return self.milliseconds[self.batch_size] / 1000 / self.batch_size
+
+
+def measure(run: Run, sample: Rows, *, largest: int, budget_seconds: float = 0.3) -> Profile:
+    """Time ``run`` at batch 1, 2, 4, … and choose the batch size.
+
+    The smallest size within 10 % of the best cost per row is chosen: what is not gained in throughput should
+    not be paid in latency. Sizes stop when the cost per row gets worse, at ``largest``, or when the next one
+    would not fit into ``budget_seconds``.
+
+    Args:
+        run: the model.
+        sample: at least one row; repeated to make the batches.
+        largest: the most rows to try.
+        budget_seconds: the most time to spend, about.
+    """
+    started = time.perf_counter()
+    times: dict[int, float] = {}
+    size, best = 1, math.inf
+    stop = f"{largest} rows is the limit set"
+    while size <= largest:
+        batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in sample.items()}
+        first = _timed(run, batch)  # the first run of a shape allocates
+        times[size] = first if first > budget_seconds / 4 else min(_timed(run, batch) for _ in range(3))
+        per_row = times[size] / size
+        if per_row > best * _NEARLY_BEST:
+            stop = f"a row costs more at {size} than at fewer"
+            break
+        best = min(best, per_row)
+        if time.perf_counter() - started + 8 * times[size] > budget_seconds:
+            stop = f"larger ones take too long to try ({times[size] * 1000:.0f} ms at {size})"
+            break
+        size *= 2
+    chosen = next(size for size, seconds in times.items() if seconds / size <= best * _NEARLY_BEST)
+    inline = times[chosen] <= INLINE_SECONDS
+    where = "on the event loop" if inline else "in a thread"
+    return Profile(
+        milliseconds={size: round(seconds * 1000, 4) for size, seconds in times.items()},
+        batch_size=chosen,
+        inline=inline,
+        reason=(
+            f"{times[chosen] / chosen * 1000:.3g} ms a row at {chosen}, within 10 % of the best; {stop}. "
+            f"A batch takes {times[chosen] * 1000:.3g} ms and runs {where}."
+        ),
+    )
+
+
+def _timed(run: Run, batch: Rows) -> float:
+    started = time.perf_counter()
+    run(batch)
+    return time.perf_counter() - started
+
+
+class BatchObserver(Protocol):
+    """What a batcher reports, for the metrics."""
+
+    def waiting(self, rows: int) -> None:
+        """Take note of the rows waiting now."""
+
+    def released(self, reason: str, rows: int, queued: Sequence[float]) -> None:
+        """Take note of a batch: why it was let go, its rows, the seconds each request had waited."""
+
+    def computed(self, seconds: float) -> None:
+        """Take note of the time a batch ran."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """Rows that run together, and who waits for them."""
+
+    inputs: Rows
+    rows: int
+    length: int
+    alone: bool
+    deadline: float
+    result: asyncio.Future[Rows]
+    arrived: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """Runs what is submitted, in batches.
+
+    Args:
+        run: the model; called with at most ``batch_size`` rows, never twice at a time.
+        observer: told of every batch.
+        batch_size: most rows run at once.
+        queue_rows: most rows waiting; more are refused.
+        seconds_per_row: first guess of the cost of a row; what is measured replaces it.
+        executor: a single thread to run in; None runs on the event loop.
+        ragged: the input whose rows differ in length, padded at the end with zeros when they share a batch.
+        delay: seconds to wait for a batch to fill. 0 is right unless a batch costs hardly more than a row,
+            as on a GPU.
+        clock: monotonic seconds; deadlines are on it.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        observer: BatchObserver,
+        *,
+        batch_size: int,
+        queue_rows: int,
+        seconds_per_row: float,
+        executor: Executor | None = None,
+        ragged: str | None = None,
+        delay: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run = run
+        self._observer = observer
+        self.batch_size = batch_size
+        self._queue_rows = queue_rows
+        self._seconds_per_row = seconds_per_row
+        self._executor = executor
+        self._ragged = ragged
+        self._delay = delay
+        self._clock = clock
+        self._queue: list[_Job] = []  # in order of arrival
+        self._waiting = 0  # rows in the queue
+        self._running = 0  # rows in the execution slot
+        self._release: asyncio.Handle | None = None
+        self._dead = ""
+
+    @property
+    def dead(self) -> str:
+        """Why nothing can run any more; empty while all is well."""
+        return self._dead
+
+    async def submit(self, pieces: Sequence[Rows], deadline: float, *, alone: bool = False) -> list[Rows]:
+        """Run every piece and return the outputs in the same order.
+
+        Args:
+            pieces: each of at most ``batch_size`` rows. Accepted or refused as a whole.
+            deadline: when, on ``clock``, the answer is of no use any more.
+            alone: share no batch with others, so that the answer depends on nothing but the piece.
+
+        Raises:
+            OverloadedError: the queue is full, or what is ahead in it takes longer than the deadline allows.
+            DeadlineError: the deadline passed.
+            UnavailableError: the batcher is closed.
+        """
+        jobs = self._accept(pieces, deadline, alone=alone)
+        try:
+            if self._executor is None:  # done in the next turn of the loop: no need for a timer
+                return [await job.result for job in jobs]
+            async with asyncio.timeout(max(0.0, deadline - self._clock())):
+                return [await job.result for job in jobs]
+        except TimeoutError:
+            raise DeadlineError("The deadline passed before the model had answered.") from None
+        finally:
+            for job in jobs:
+                if not job.result.cancel() and not job.result.cancelled():
+                    job.result.exception()  # seen: one failure of a request is enough
+
+    def close(self, reason: str) -> None:
+        """Answer everything that waits with 503, and accept nothing more."""
+        self._dead = self._dead or reason
+        if self._release is not None:
+            self._release.cancel()
+        jobs, self._queue, self._waiting = self._queue, [], 0
+        for job in jobs:
+            _fail(job, UnavailableError(f"The model cannot answer: {reason}."))
+
+    def _accept(self, pieces: Sequence[Rows], deadline: float, *, alone: bool) -> list[_Job]:
+        if self._dead:
+            raise UnavailableError(f"The model cannot answer: {self._dead}.")
+        counts = [_count(piece) for piece in pieces]
+        wait = (self._waiting + self._running) * self._seconds_per_row
+        retry_after = math.ceil(wait)
+        if self._waiting and self._waiting + sum(counts) > self._queue_rows:
+            raise OverloadedError(
+                f"{self._waiting} rows are waiting for this model; at most {self._queue_rows} may.",
+                retry_after,
+                "queue",
+            )
+        now = self._clock()
+        if now + wait + sum(counts) * self._seconds_per_row > deadline and self._waiting + self._running:
+            raise OverloadedError(
+                "What is already waiting for this model takes longer than the deadline allows.",
+                retry_after,
+                "deadline",
+            )
+        loop = asyncio.get_running_loop()
+        jobs = [
+            _Job(piece, count, self._length(piece), alone, deadline, loop.create_future(), now)
+            for piece, count in zip(pieces, counts, strict=True)
+        ]
+        self._queue.extend(jobs)
+        self._waiting += sum(counts)
+        self._schedule()
+        return jobs
+
+    def _schedule(self) -> None:
+        """Release a batch at the end of this turn of the loop, or when the delay is over, if the slot is free."""
+        if self._running or not self._queue:
+            return
+        if self._delay and self._waiting < self.batch_size:
+            if self._release is None:
+                left = self._queue[0].arrived + self._delay - self._clock()
+                self._release = asyncio.get_running_loop().call_later(max(0.0, left), self._start)
+            return
+        if isinstance(self._release, asyncio.TimerHandle):
+            self._release.cancel()
+            self._release = None
+        if self._release is None:
+            self._release = asyncio.get_running_loop().call_soon(self._start)
+
+    def _start(self) -> None:
+        self._release = None
+        batch, reason = self._take()
+        self._observer.waiting(self._waiting)
+        if not batch:
+            self._schedule()
+            return
+        self._running = sum(job.rows for job in batch)
+        now = self._clock()
+        self._observer.released(reason, self._running, [now - job.arrived for job in batch])
+        if self._executor is None:
+            self._finish(batch, *self._execute(batch))
+            return
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self._executor, self._execute, batch)
+        except RuntimeError:  # the executor was shut down, or no thread can be started
+            self._lose(batch)
+            return
+        future.add_done_callback(lambda done: self._finished(batch, done))
+
+    def _take(self) -> tuple[list[_Job], str]:
+        """Take the oldest job, and of the others those most like it in length, up to the batch size."""
+        now = self._clock()
+        for job in self._queue:
+            if not job.result.done() and job.deadline < now:
+                _fail(job, DeadlineError("The deadline passed before the model was free."))
+        self._queue = [job for job in self._queue if not job.result.done()]
+        batch: list[_Job] = []
+        reason = "delay" if self._delay else "idle"
+        if self._queue:
+            batch, full = self._choose()
+            reason = "alone" if batch[0].alone else "full" if full else reason
+            taken = set(map(id, batch))
+            self._queue = [job for job in self._queue if id(job) not in taken]
+        self._waiting = sum(job.rows for job in self._queue)
+        return batch, reason
+
+    def _choose(self) -> tuple[list[_Job], bool]:
+        first, *others = self._queue
+        batch, rows = [first], first.rows
+        if first.alone:
+            return batch, False
+        if first.length:
+            others.sort(key=lambda job: abs(job.length - first.length))
+        for job in others:
+            if rows >= self.batch_size:
+                break
+            similar = max(job.length, first.length) <= _SIMILAR_LENGTH * min(job.length, first.length)
+            if not job.alone and similar and rows + job.rows <= self.batch_size:
+                batch.append(job)
+                rows += job.rows
+        return batch, rows >= self.batch_size
+
+    def _execute(self, batch: list[_Job]) -> tuple[list[Rows | Exception], float]:
+        """Run a batch; if it fails, run each job by itself, so that one bad row fails alone."""
+        started = time.perf_counter()
+        try:
+            outputs = self._run(self._join([job.inputs for job in batch]))
+        except Exception as error:  # noqa: BLE001 (whatever a runtime raises, the waiting must learn of it)
+            if len(batch) == 1:
+                return [error], time.perf_counter() - started
+            results: list[Rows | Exception] = []
+            for job in batch:
+                results += self._execute([job])[0]
+            return results, time.perf_counter() - started
+        return _split(outputs, [job.rows for job in batch]), time.perf_counter() - started
+
+    def _length(self, piece: Rows) -> int:
+        """Length of ragged rows; 0 when all rows have one shape."""
+        return 0 if self._ragged is None else piece[self._ragged].shape[1]
+
+    def _join(self, pieces: Sequence[Rows]) -> Rows:
+        if len(pieces) == 1:
+            return pieces[0]
+        return {
+            name: text.pad([row for piece in pieces for row in piece[name]])
+            if name == self._ragged
+            else np.concatenate([piece[name] for piece in pieces])
+            for name in pieces[0]
+        }
+
+    def _finished(
+        self, batch: list[_Job], done: asyncio.Future[tuple[list[Rows | Exception], float]]
+    ) -> None:
+        if done.cancelled() or done.exception() is not None:
+            self._lose(batch)
+        else:
+            self._finish(batch, *done.result())
+
+    def _finish(self, batch: list[_Job], results: list[Rows | Exception], seconds: float) -> None:
+        self._observer.computed(seconds)
+        # Half old, half new: follows a machine that gets busier, and forgives one slow batch.
+        self._seconds_per_row = (self._seconds_per_row + seconds / self._running) / 2
+        self._running = 0
+        for job, result in zip(batch, results, strict=True):
+            if isinstance(result, Exception):
+                _fail(job, result)
+            elif not job.result.done():
+                job.result.set_result(result)
+        self._schedule()
+
+    def _lose(self, batch: list[_Job]) -> None:
+        """The executor is gone: leave nobody waiting."""
+        self._running = 0
+        self.close("its worker thread has died")
+        for job in batch:
+            _fail(job, UnavailableError(f"The model cannot answer: {self._dead}."))
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    if not job.result.done():
+        job.result.set_exception(error)
+
+
+def _count(piece: Rows) -> int:
+    return len(next(iter(piece.values())))
+
+
+def _split(outputs: Rows, counts: Sequence[int]) -> list[Rows | Exception]:
+    if len(counts) == 1:
+        return [outputs]
+    ends = np.cumsum(counts)
+    return [
+        {name: array[end - count : end] for name, array in outputs.items()}
+        for count, end in zip(counts, ends, strict=True)
+    ]

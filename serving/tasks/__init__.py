@@ -1,0 +1,128 @@
+"""Tasks: what each route takes, asks of a model and answers.
+
+A module here adds its routes by decorating an `Endpoint` with `endpoint`; `discover` imports every module of
+the package. Adding a task is adding a file.
+
+An endpoint is the part of a request line that differs between routes. Its steps are pure, but for ``run``,
+which waits for models:
+
+    select → decode → preprocess → run → postprocess
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from serving.batching import Rows
+    from serving.http.messages import Reply, Request
+    from serving.manifest import Manifest
+    from serving.predictor import Predictor
+    from serving.repository import Repository
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one request may ask for (see the settings of the same names)."""
+
+    max_image_pixels: int
+    max_rows: int
+    max_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a request asks, read but not yet fitted to a model.
+
+    Attributes:
+        items: what is to be predicted, one a row: images, texts; empty for sampling.
+        options: everything else, from the query string and the JSON body; absent when null.
+    """
+
+    items: Sequence[Any] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Endpoint(ABC):
+    """One route of a task."""
+
+    name: ClassVar[str]
+    """Of the typed API method, unique."""
+    path: ClassVar[str]
+    methods: ClassVar[tuple[str, ...]] = ("POST",)
+    task: ClassVar[str]
+    """Whose default model answers when the request names none."""
+    takes: ClassVar[tuple[str, ...]]
+    """Media types, for the OpenAPI page."""
+    body: ClassVar[type[BaseModel]]
+    """The JSON body, for the OpenAPI page and BentoML's clients."""
+    answer: ClassVar[type[BaseModel] | None]
+    """The JSON answer; None when it is an image unless JSON is asked for."""
+
+    @abstractmethod
+    def serves(self, manifest: Manifest) -> bool:
+        """Whether a model can answer this route."""
+
+    def select(self, repository: Repository, query: Query) -> tuple[Predictor, ...]:
+        """Choose the models that answer; the first is the one that the answer names."""
+        return (repository.choose(self.task, self.serves, _model_name(query)),)
+
+    @abstractmethod
+    def decode(self, request: Request, limits: Limits) -> Query:
+        """Read the request, whatever form it came in."""
+
+    @abstractmethod
+    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> Any:
+        """Fit what was read to the model's inputs."""
+
+    async def run(self, inputs: Any, models: tuple[Predictor, ...], deadline: float) -> Any:
+        """Have the model answer; ``inputs`` are named arrays whose rows stack."""
+        rows: Rows = await models[0].predict(inputs, deadline)
+        return rows
+
+    @abstractmethod
+    def postprocess(
+        self, request: Request, query: Query, inputs: Any, outputs: Any, models: tuple[Predictor, ...]
+    ) -> Reply:
+        """Say what the outputs mean."""
+
+
+def _model_name(query: Query) -> str | None:
+    name = query.options.get("model")
+    return None if name is None else str(name)
+
+
+_ENDPOINTS: dict[str, Endpoint] = {}
+
+EndpointT = TypeVar("EndpointT", bound=type[Endpoint])
+
+
+class DuplicateEndpointError(ValueError):
+    """Two endpoints have the same name or path."""
+
+
+def endpoint(class_: EndpointT) -> EndpointT:
+    """Register a route.
+
+    Raises:
+        DuplicateEndpointError: another has its name or its path.
+    """
+    for other in _ENDPOINTS.values():
+        if class_.name == other.name or class_.path == other.path:
+            raise DuplicateEndpointError(f"{class_.__name__} has the name or path of {type(other).__name__}")
+    _ENDPOINTS[class_.name] = class_()
+    return class_
+
+
+def discover() -> tuple[Endpoint, ...]:
+    """Import every module of this package and return what they registered."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return tuple(_ENDPOINTS.values())
