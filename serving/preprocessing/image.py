@@ -133,7 +133,8 @@ def to_digit(image: Image.Image) -> NDArray[np.uint8]:
     """
     if image.mode == "L" and image.size == (DIGIT_SIDE, DIGIT_SIDE):
         return np.array(image)
-    ink = _crop(_ink(_shrink(image)))
+    ink = _crop(_ink(_shrink(image))).astype(np.float32)
+    ink /= 255.0
     width = _stroke_width(ink) * DIGIT_BOX / max(ink.shape)
     if width < _THINNEST:
         ink = _thicken(ink, _THINNEST - width)
@@ -278,31 +279,37 @@ def _shrink(image: Image.Image) -> NDArray[np.uint8]:
     return np.stack([np.asarray(channel) for channel in small.split()])
 
 
-def _ink(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """How much ink is at each pixel: uint8 (channels, h, w) to float32 (h, w) in 0..1, paper exactly 0."""
+def _ink(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """How much ink is at each pixel: uint8 (channels, h, w) to uint8 (h, w), paper exactly 0, ink 255."""
     edges = (pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1])
     border = np.concatenate(edges, axis=1)  # (channels, 2h + 2w)
-    background = np.median(border, axis=1).astype(np.int16)
-    distance = np.abs(pixels - background[:, None, None]).max(axis=0).astype(np.uint8)
+    background = np.median(border, axis=1).astype(np.uint8)
+    distance = _distance(pixels, background[:, None, None])
     # The contrast is that of the strongest pixels but a few, which may be dust.
     stronger = distance.size - np.cumsum(Image.fromarray(distance).histogram())
     contrast = int(np.argmax(stronger <= distance.size // _DUST))
     if contrast < _LEAST_CONTRAST:
-        height, width = distance.shape
         message = (
-            f"Nothing is drawn on the image: its {width}×{height} pixels differ from its border's colour by at "
-            f"most {contrast} of 255 levels; expected a digit that differs by {_LEAST_CONTRAST} or more."
+            f"Nothing is drawn on the image: its pixels differ from the colour of its border by at most "
+            f"{contrast} of 255 levels; expected a digit that differs by at least {_LEAST_CONTRAST}."
         )
         raise UnsupportedImageError(message)
     # Four median deviations of the border hold nearly all of its noise, or all of an even shading. The ramp
     # from paper to ink is the steeper the dirtier the paper, about half the contrast: where a stroke ends.
-    dirt = 4.0 * float(np.median(np.abs(border - background[:, None]).max(axis=0))) / contrast
+    dirt = 4.0 * float(np.median(_distance(border, background[:, None]))) / contrast
     paper = min(max(dirt, _CLEAN), _DIRTY)
     ramp = (np.arange(256) / contrast - paper) / (1.0 - 2.0 * paper)
-    return ramp.clip(0.0, 1.0).astype(np.float32)[distance]
+    return np.asarray(Image.fromarray(distance).point(np.rint(255.0 * ramp.clip(0.0, 1.0)).tolist()))
 
 
-def _crop(ink: NDArray[np.float32]) -> NDArray[np.float32]:
+def _distance(pixels: NDArray[np.uint8], colour: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Largest difference over the channels, the first axis; all in uint8, which is fastest."""
+    apart = np.maximum(pixels, colour) - np.minimum(pixels, colour)
+    largest: NDArray[np.uint8] = apart[0] if len(apart) == 1 else apart.max(axis=0)
+    return largest
+
+
+def _crop(ink: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Cut out the box that holds the ink, but for specks around it."""
     for axis in (0, 1):
         share = np.cumsum(ink.sum(axis=1 - axis), dtype=np.float64)
