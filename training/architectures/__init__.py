@@ -1,0 +1,1 @@
+"""One module an architecture: config, build, fit, evaluate."""
