@@ -90,6 +90,7 @@ def draw_digit(  # noqa: PLR0913 - a drawing has that many properties, all but t
     left, top, right, bottom = face.getbbox(str(digit), stroke_width=pen)
     side = int(np.ceil(np.hypot(right - left, bottom - top))) + 4
     mask = Image.new("L", (side, side))
+    # Whole pixels: at a fraction Pillow cuts off the glyph's edge.
     corner = (round((side - left - right) / 2), round((side - top - bottom) / 2))
     ImageDraw.Draw(mask).text(corner, str(digit), fill=255, font=face, stroke_width=pen)
     mask = mask.rotate(angle, Image.Resampling.BICUBIC)
