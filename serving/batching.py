@@ -31,6 +31,8 @@ Run: TypeAlias = Callable[[Rows], Rows]
 INLINE_SECONDS = 0.002
 """A batch that takes longer than this would hold up the loop: it runs in a thread (a hop costs about 0.1 ms)."""
 _NEARLY_BEST = 1.1
+_CLEARLY_WORSE = 1.3
+"""Below this, a dearer row may be the noise of a busy machine."""
 _SIMILAR_LENGTH = 1.5
 """Rows share a batch when padding makes the shorter at most this many times as long."""
 
@@ -77,13 +79,13 @@ def measure(run: Run, sample: Rows, *, largest: int, budget_seconds: float = 0.3
     while size <= largest:
         batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in sample.items()}
         first = _timed(run, batch)  # the first run of a shape allocates
-        times[size] = first if first > budget_seconds / 4 else min(_timed(run, batch) for _ in range(3))
+        times[size] = first if first > budget_seconds / 4 else min(_timed(run, batch) for _ in range(5))
         per_row = times[size] / size
-        if per_row > best * _NEARLY_BEST:
+        if per_row > best * _CLEARLY_WORSE:
             stop = f"a row costs more at {size} than at fewer"
             break
         best = min(best, per_row)
-        if time.perf_counter() - started + 8 * times[size] > budget_seconds:
+        if time.perf_counter() - started + 12 * times[size] > budget_seconds:
             stop = f"larger ones take too long to try ({times[size] * 1000:.0f} ms at {size})"
             break
         size *= 2

@@ -69,7 +69,7 @@ def load_golden(folder: Path, manifest: Manifest) -> tuple[dict[str, NDArray[Any
         SessionError: it cannot be read, or does not hold the manifest's inputs and outputs.
     """
     try:
-        with np.load(folder / GOLDEN_FILE, allow_pickle=False) as archive:
+        with (folder / GOLDEN_FILE).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # zipfile, numpy and zlib each raise their own
         raise SessionError(f"{GOLDEN_FILE} cannot be read: {error}") from error

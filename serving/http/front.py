@@ -1,0 +1,146 @@
+"""The ASGI application in front: routes to the request line, everything else to BentoML.
+
+BentoML's own request stack (Starlette, OpenTelemetry, metrics, serializers) costs milliseconds a request.
+What passes here costs the protocol, the task and the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeAlias
+
+import orjson
+
+from serving.errors import MethodNotAllowedError, NotFoundError, OverloadedError, UnavailableError
+from serving.http.line import RequestLine, problem_reply
+from serving.http.messages import Reply
+from serving.http.receive import ClientGoneError, Message, Receive, Scope, Send, receive_request
+from serving.http.status import model_reply, models_reply
+from serving.tasks import Endpoint
+
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+access_logger = logging.getLogger("sextant.access")
+
+_MODELS = "/v1/models"
+_MODEL = "/v1/models/{model}"
+_READ = ("GET", "HEAD")
+
+
+class Front:
+    """Answers ``/v1``, ``/livez`` and ``/readyz``.
+
+    Args:
+        line: the request line.
+        endpoints: the prediction routes.
+        fallback: BentoML's application: lifespan, OpenAPI page, ``/metrics``.
+    """
+
+    def __init__(self, line: RequestLine, endpoints: Iterable[Endpoint], fallback: App) -> None:
+        self._line = line
+        self._endpoints = {endpoint.path: endpoint for endpoint in endpoints}
+        self._fallback = fallback
+        self._in_progress = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one connection's request."""
+        path = scope.get("path", "")
+        if scope["type"] != "http":
+            await self._fallback(scope, receive, send)
+        elif (endpoint := self._endpoints.get(path)) is not None:
+            await self._serve(path, self._predict(endpoint, scope, receive), scope, send)
+        elif path in ("/livez", "/readyz"):
+            await send_reply(send, self._health(path))
+        elif path == "/v1" or path.startswith("/v1/"):
+            route = path if path == _MODELS else _MODEL if path.startswith(_MODELS + "/") else "unknown"
+            await self._serve(route, self._tell(route, scope), scope, send)
+        else:
+            await self._fallback(scope, receive, _problem_for_missing(path, send))
+
+    async def _predict(self, endpoint: Endpoint, scope: Scope, receive: Receive) -> Reply:
+        deadline = time.monotonic() + self._line.settings.deadline_seconds
+        if scope["method"] not in endpoint.methods:
+            raise MethodNotAllowedError(scope["method"], endpoint.path, endpoint.methods)
+        limit = self._line.settings.max_requests
+        if self._in_progress >= limit:
+            raise OverloadedError(f"{limit} requests are in progress; try again.", 1, "requests")
+        self._in_progress += 1
+        try:
+            request = await receive_request(
+                scope, receive, max_body_bytes=self._line.settings.max_body_bytes, deadline=deadline
+            )
+            return await self._line.answer(endpoint, request, deadline, lambda: _disconnected(receive))
+        finally:
+            self._in_progress -= 1
+
+    async def _tell(self, route: str, scope: Scope) -> Reply:
+        if route == "unknown":
+            raise NotFoundError(f"There is no {scope['path'][:200]}; there are {', '.join(self._routes())}.")
+        if scope["method"] not in _READ:
+            raise MethodNotAllowedError(scope["method"], scope["path"], _READ)
+        if route == _MODELS:
+            return models_reply(self._line.repository)
+        return model_reply(self._line.repository, scope["path"].removeprefix(_MODELS + "/"))
+
+    async def _serve(self, route: str, answering: Awaitable[Reply], scope: Scope, send: Send) -> None:
+        started = time.perf_counter()
+        try:
+            reply = await self._line.reply(route, answering)
+        except ClientGoneError:
+            return
+        await send_reply(send, reply)
+        if self._line.settings.access_log:
+            _log_access(scope, reply, time.perf_counter() - started)
+
+    def _health(self, path: str) -> Reply:
+        if path == "/livez" or self._line.ready:
+            return Reply(b"ok\n", "text/plain; charset=utf-8")
+        return problem_reply(UnavailableError("No model is ready to answer; GET /v1/models says why."))
+
+    def _routes(self) -> list[str]:
+        return [*self._endpoints, _MODELS, _MODEL]
+
+
+async def send_reply(send: Send, reply: Reply) -> None:
+    """Send a reply in two messages, its length known."""
+    headers = [
+        (b"content-type", reply.media_type.encode("ascii")),
+        (b"content-length", b"%d" % len(reply.body)),
+    ]
+    headers += [(name.encode("ascii"), value.encode("latin-1")) for name, value in reply.headers]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _problem_for_missing(path: str, send: Send) -> Send:
+    """Let a reply pass, but for a 404 of BentoML's, which says less than ours."""
+    missing = False
+
+    async def pass_or_replace(message: Message) -> None:
+        nonlocal missing
+        if message["type"] == "http.response.start" and message["status"] == 404:
+            missing = True
+            await send_reply(send, problem_reply(NotFoundError(f"There is no {path[:200]}.")))
+        elif not missing:
+            await send(message)
+
+    return pass_or_replace
+
+
+def _log_access(scope: Scope, reply: Reply, seconds: float) -> None:
+    line = {
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": reply.status,
+        "bytes": len(reply.body),
+        "milliseconds": round(seconds * 1000, 3),
+        "client": (scope.get("client") or ("", 0))[0],
+    }
+    access_logger.info(orjson.dumps(line).decode())

@@ -1,0 +1,73 @@
+"""The composition root: settings → request line → BentoML service. The only module that reads the environment.
+
+    bentoml serve serving.service:Sextant
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # no usage reports to BentoML's makers
+
+import bentoml  # noqa: E402
+
+from serving.http.front import Front  # noqa: E402
+from serving.http.line import RequestLine  # noqa: E402
+from serving.http.typed import api_method  # noqa: E402
+from serving.settings import SettingsError, load_settings  # noqa: E402
+from serving.tasks import discover  # noqa: E402
+
+logging.getLogger("sextant").setLevel(logging.INFO)
+
+try:
+    SETTINGS = load_settings(os.environ)
+except SettingsError as error:
+    raise SystemExit(f"Wrong settings: {error}") from None
+ENDPOINTS = discover()
+LINE = RequestLine(SETTINGS)
+
+
+class LeanService(bentoml.Service[Any]):
+    """A BentoML service whose prediction routes do not pass through BentoML's request stack."""
+
+    def to_asgi(self, is_main: bool = True) -> Any:  # noqa: FBT001, FBT002 (BentoML's signature)
+        """Put the lean front before BentoML's application."""
+        # Without handlers, uvicorn does not prepare an access log line for every request that nobody reads.
+        logging.getLogger("uvicorn.access").propagate = False
+        application = super().to_asgi(is_main)
+        return Front(LINE, ENDPOINTS, application) if SETTINGS.front == "lean" else application
+
+
+class _Lifecycle:
+    """What BentoML calls besides the API methods."""
+
+    @bentoml.on_startup
+    async def start(self) -> None:
+        """Begin to load the models."""
+        LINE.start()
+
+    @bentoml.on_shutdown
+    async def stop(self) -> None:
+        """Let the models go."""
+        await LINE.stop()
+
+    async def __is_ready__(self) -> bool:
+        """Tell BentoML's own readiness probe."""
+        return LINE.ready
+
+
+_MEMBERS = {
+    "__doc__": "Six classic Keras architectures over HTTP.",
+    **{endpoint.name: api_method(endpoint, LINE) for endpoint in ENDPOINTS},
+}
+
+Sextant: LeanService = bentoml.service(
+    name="sextant",
+    service_class=LeanService,
+    workers=SETTINGS.workers,
+    traffic={"timeout": SETTINGS.deadline_seconds + 5},
+    http={"host": SETTINGS.host, "port": SETTINGS.port},
+    logging={"access": {"enabled": False}},
+)(type("Sextant", (_Lifecycle,), _MEMBERS))
