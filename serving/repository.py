@@ -24,7 +24,7 @@ from serving.manifest import (
 )
 from serving.metrics import Metrics
 from serving.predictor import Predictor
-from serving.preprocessing.text import Encoder
+from serving.preprocessing.text import Encoder, load_vocabulary
 from serving.session import Session, SessionError, load_golden, replay, usable_cores
 from serving.settings import Settings
 
@@ -237,7 +237,7 @@ def _encoder(folder: Path, manifest: Manifest) -> Encoder | None:
     if manifest.preprocessing.kind != "text":
         return None
     try:
-        words = (folder / VOCABULARY_FILE).read_text(encoding="utf-8").splitlines()
+        words = load_vocabulary((folder / VOCABULARY_FILE).read_bytes())
         return Encoder(
             words,
             vocabulary_size=int(manifest.preprocessing.parameters["vocabulary_size"]),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from serving.manifest import VOCABULARY_FILE, Preprocessing, Tensor
-from serving.preprocessing.text import PADDING, pad
+from serving.preprocessing.text import PADDING, dump_vocabulary, pad
 from training import fitting
 from training.architecture import Architecture, Arrays, Evaluation, Gate, History, Part, Run
 from training.datasets import SENTIMENT_LABELS, Dataset, Split, load_imdb
@@ -133,7 +133,7 @@ class Recurrent(Architecture):
                 labels=SENTIMENT_LABELS,
                 build_onnx=lambda: recurrent_onnx(served),
                 fused=self.layer.__name__,
-                files={VOCABULARY_FILE: ("\n".join(data.words) + "\n").encode()},
+                files={VOCABULARY_FILE: dump_vocabulary(data.words)},
             ),
         )
 

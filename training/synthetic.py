@@ -100,15 +100,22 @@ def draw_digit(  # noqa: PLR0913 - a drawing has that many properties, all but t
     return picture
 
 
-def digits(n: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def digits(
+    n: int, seed: int, names: Sequence[str] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Digits as MNIST holds them: drawn in changing fonts, pens, slants and sizes, then through `to_digit`.
+
+    Args:
+        n: how many.
+        seed: of every random choice.
+        names: the fonts to draw with, all of `fonts` unless given.
 
     Returns:
         Pixels uint8 (n, 28, 28), white ink on black, and labels uint8 (n,), 0 to 9, evenly spread.
     """
     rng = np.random.default_rng(seed)
     labels = _labels(n, rng)
-    names = fonts()
+    names = names or fonts()
     pixels = np.empty((n, 28, 28), np.uint8)
     for image, label in zip(pixels, labels, strict=True):
         drawn = draw_digit(

@@ -74,6 +74,20 @@ class Encoder:
         )
 
 
+def dump_vocabulary(words: Iterable[str]) -> bytes:
+    """The words as ``vocabulary.txt`` holds them: UTF-8, each ended by a line feed."""
+    return "".join(word + "\n" for word in words).encode()
+
+
+def load_vocabulary(content: bytes) -> list[str]:
+    """Undo `dump_vocabulary`. Not ``splitlines``: U+0085 is a word of IMDB's, and a line end to that.
+
+    Raises:
+        UnicodeDecodeError: the content is not UTF-8.
+    """
+    return content.decode().removesuffix("\n").split("\n")
+
+
 def pad(rows: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
     """Stack id rows of any lengths into int32 (len(rows), longest), filled with PADDING at the end."""
     batch = np.full((len(rows), max(map(len, rows))), PADDING, np.int32)

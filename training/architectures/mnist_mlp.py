@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import keras
+import numpy as np
 
+from training import synthetic
 from training.architecture import Gate, Run
 from training.augmentation import Augmentation
 from training.classifier import ImageClassifier
-from training.datasets import Dataset, load_mnist
+from training.datasets import Dataset, Split, load_mnist
 from training.registry import register
+
+
+TRAINED_FONTS = (synthetic.DEFAULT_FONT, "DejaVu")
+"""Families whose digits are trained on; the others are kept to measure with."""
 
 
 @register("mnist_mlp")
@@ -21,23 +28,32 @@ class MnistMlp(ImageClassifier):
     recipe: ClassVar = {
         "optimizer": "AdamW, cosine decay",
         "augmentation": "shift 2 px, rotate 12°, zoom 12 %, shear 12 %",
+        "drawn_digits": 8000,
         "epochs": 60,
         "batch_size": 256,
         "learning_rate": 3e-3,
         "weight_decay": 1e-4,
     }
-    smoke: ClassVar = {"epochs": 10}
+    smoke: ClassVar = {"epochs": 10, "drawn_digits": 100}
     augmentation = Augmentation(shift=2, rotate=12, zoom=0.12, shear=0.12)
     gates: ClassVar = {"test_accuracy": Gate(least=0.982, smoke=0.6)}
     intended_use = "Handwritten or printed single digits, as images."
     limits = (
         "It answers one of ten digits whatever it is shown: it has no answer for letters, several digits or no digit. "
-        "Trained on handwriting of American census workers and students of the 1990s."
+        "Trained on handwriting of American census workers and students of the 1990s, and on print in two font families."
     )
 
     def load(self, run: Run) -> Dataset:
-        """MNIST."""
-        return load_mnist(seed=run.seed, smoke=run.smoke)
+        """MNIST, with drawn digits of two font families added to the training part.
+
+        MNIST's writers hardly ever drew a 1 with a foot or a round 9 as print has them; without these the network
+        reads one printed digit in ten wrong.
+        """
+        data = load_mnist(seed=run.seed, smoke=run.smoke)
+        names = [name for name in synthetic.fonts() if name.startswith(TRAINED_FONTS)]
+        pixels, labels = synthetic.digits(self.settings(run)["drawn_digits"], run.seed, names)
+        train = Split(np.concatenate([data.train.x, pixels]), np.concatenate([data.train.y, labels]))
+        return replace(data, train=train)
 
     def layers(self) -> list[keras.layers.Layer]:
         """The tutorial's."""

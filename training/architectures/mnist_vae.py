@@ -39,7 +39,7 @@ class Vae(keras.Model):
 
     def call(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         """Reconstruction loss and Kullback–Leibler divergence of each image, in nats (batch,), of one sample."""
-        code = self.encoder(pixels)
+        code = self.encoder({"pixels": pixels})
         mean, log_variance = code["mean"], code["log_variance"]
         latent = mean + tf.exp(log_variance / 2) * tf.random.normal(tf.shape(mean))
         logits = self.decoder(latent)
@@ -204,7 +204,7 @@ def _draw_latents(rows: int, random: np.random.Generator) -> Arrays:
 
 def reconstruct(model: Vae, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Decode the mean codes of uint8 (n, 28, 28) images; uint8 of the same shape."""
-    logits = model.decoder(model.encoder(pixels)["mean"])
+    logits = model.decoder(model.encoder({"pixels": pixels})["mean"])
     return np.uint8(np.rint(255 * tf.sigmoid(logits).numpy()))
 
 
@@ -213,7 +213,7 @@ def scores(model: Vae, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     rows = []
     for start in range(0, len(pixels), 500):
         batch = pixels[start : start + 500]
-        code = model.encoder(batch)
+        code = model.encoder({"pixels": batch})
         mean, log_variance = code["mean"].numpy(), code["log_variance"].numpy()
         rows.append(anomaly_score(batch, mean, log_variance, tf.sigmoid(model.decoder(mean)).numpy()))
     return np.concatenate(rows).astype(np.float64)

@@ -7,7 +7,17 @@ import string
 import numpy as np
 import pytest
 
-from serving.preprocessing.text import OFFSET, PADDING, START, UNKNOWN, Encoder, pad, tokenize
+from serving.preprocessing.text import (
+    OFFSET,
+    PADDING,
+    START,
+    UNKNOWN,
+    Encoder,
+    dump_vocabulary,
+    load_vocabulary,
+    pad,
+    tokenize,
+)
 
 WORDS = ["the", "film", "was", "don't", "good"]
 
@@ -104,3 +114,10 @@ class TestPad:
 
     def test_one_row_is_not_padded(self) -> None:
         np.testing.assert_array_equal(pad([np.array([1, 7], np.int32)]), [[1, 7]])
+
+
+class TestVocabularyFile:
+    def test_every_word_keeps_its_line(self) -> None:
+        """Words that hold what Unicode calls a line end, as one of IMDB's is, must not shift the others' ids."""
+        words = ["the", "\x85", "a\u2028b", "\x0c", "film"]
+        assert load_vocabulary(dump_vocabulary(words)) == words
