@@ -40,11 +40,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(models: Path, log: Path, *, wait_for: int = 200, **settings: str) -> Iterator[Server]:
+def serve(root: Path, log: Path, *, wait_for: int = 200, **settings: str) -> Iterator[Server]:
     """Run ``bentoml serve`` until the block ends.
 
     Args:
-        models: the model repository.
+        root: the model repository.
         log: where the server's output goes.
         wait_for: status of ``/readyz`` that tells that loading is over.
         settings: ``SEXTANT_*`` variables, without the prefix and in lower case.
@@ -52,7 +52,12 @@ def serve(models: Path, log: Path, *, wait_for: int = 200, **settings: str) -> I
     port = _free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SEXTANT_")}
     environment |= {f"SEXTANT_{name.upper()}": value for name, value in settings.items()}
-    environment |= {"SEXTANT_MODELS_DIR": str(models), "BENTOML_DO_NOT_TRACK": "True"}
+    environment |= {
+        "SEXTANT_MODELS_DIR": str(root),
+        "BENTOML_DO_NOT_TRACK": "True",
+        # Servers that share this share the files of their metrics too, and each clears them when it starts.
+        "BENTOML_HOME": str(log.parent / "bentoml"),
+    }
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "bentoml", "serve", "serving.service:Sextant", "--port", str(port)],
@@ -96,7 +101,8 @@ def _wait_until_loaded(server: Server, process: subprocess.Popen[bytes], wait_fo
             break
         with contextlib.suppress(httpx.TransportError):
             # /v1/models answers once loading is over, whatever came of it.
-            if server.get("/v1/models").status_code == 200 and server.get("/readyz").status_code == wait_for:
+            loaded = wait_for == 200 or server.get("/v1/models").status_code == 200
+            if loaded and server.get("/readyz").status_code == wait_for:
                 return
         time.sleep(0.1)
     raise RuntimeError(f"the server did not come up:\n{server.log.read_text(errors='replace')}")

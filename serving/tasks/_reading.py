@@ -49,7 +49,8 @@ def whole_number(
         return default
     number = int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value
     if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
-        received = repr(value[:40]) if isinstance(value, str) else value if isinstance(value, int | float) else kind(value)
+        plain = isinstance(number, int | float | str) and not isinstance(number, bool)
+        received = repr(number)[:40] if plain else kind(number)
         raise UnusableError(f"{name} must be a whole number from {low} to {high}; received {received}.")
     return number
 
