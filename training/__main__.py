@@ -44,16 +44,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description="Train an architecture on real data and publish it: exported, verified, with its report.",
         epilog=f"Data is read from ${DATA_DIR_VARIABLE} when it is set, else downloaded by keras.datasets.",
     )
-    parser.add_argument("architecture", choices=[*known, "all"], metavar="ARCHITECTURE", help=f"{', '.join(known)}, all")
+    parser.add_argument(
+        "architecture", choices=[*known, "all"], metavar="ARCHITECTURE", help=f"{', '.join(known)}, all"
+    )
     parser.add_argument("--epochs", type=_positive, help="in place of the recipe's own number")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice (%(default)s)")
     parser.add_argument("--output", type=Path, default=REPOSITORY, help="model repository (exported_models)")
     parser.add_argument(
-        "--checkpoints", type=Path, help="where checkpoints go; a run that was cut off goes on from there (runs)"
+        "--checkpoints",
+        type=Path,
+        help="where checkpoints go; a run that was cut off goes on from there (runs)",
     )
     parser.add_argument("--smoke", action="store_true", help="synthetic data, seconds, every stage")
     parser.add_argument(
-        "--train-per-class", type=_positive, metavar="N", help="cifar10_cnn, vgg16_transfer: train on N images a class"
+        "--train-per-class",
+        type=_positive,
+        metavar="N",
+        help="cifar10_cnn, vgg16_transfer: train on N images a class",
     )
     parser.add_argument(
         "--base-weights",
@@ -61,7 +68,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="vgg16_transfer: pretrained convolutions (imagenet, downloaded; in a smoke run none)",
     )
     parser.add_argument(
-        "--image-size", type=_image_size, metavar="PIXELS", help="vgg16_transfer: 32 to 224 (224; in a smoke run 32)"
+        "--image-size",
+        type=_image_size,
+        metavar="PIXELS",
+        help="vgg16_transfer: 32 to 224 (224; in a smoke run 32)",
     )
     return parser.parse_args(arguments)
 

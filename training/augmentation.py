@@ -59,9 +59,7 @@ class Augmentation:
         return tf.cast(tf.clip_by_value(tf.round(changed), 0, 255), tf.uint8)
 
 
-def batches(
-    split: Split, batch_size: int, *, seed: int, augmentation: Augmentation | None = None
-) -> tf.data.Dataset:
+def batches(split: Split, batch_size: int, *, seed: int, augmentation: Augmentation | None = None) -> tf.data.Dataset:
     """Batches of a split's images and labels; with an augmentation shuffled and changed anew each epoch."""
     data = tf.data.Dataset.from_tensor_slices((split.x, split.y))
     if augmentation is None:

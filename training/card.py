@@ -12,15 +12,14 @@ from serving.manifest import Manifest, Tensor
 
 def model_card(manifest: Manifest, *, summary: str, intended_use: str, limits: str, pictures: list[Path]) -> str:
     """The card as Markdown; ``pictures`` lie beside it."""
-    metrics = "\n".join(
-        f"| {name} | {metric.value:.4f} | {metric.data} |" for name, metric in manifest.metrics.items()
-    )
+    metrics = "\n".join(f"| {name} | {metric.value:.4f} | {metric.data} |" for name, metric in manifest.metrics.items())
     recipe = "\n".join(f"* {key.replace('_', ' ')}: {value}" for key, value in manifest.recipe.items())
     labels = f"\nLabels: {', '.join(manifest.labels)}.\n" if manifest.labels else ""
     shown = "\n\n".join(f"![{path.stem.replace('_', ' ')}]({path.name})" for path in pictures)
     minutes = manifest.duration_seconds / 60
     tools = ", ".join(f"{name} {version}" for name, version in manifest.toolchain.items())
-    return f"""# {manifest.model}, version {manifest.version}
+    return (
+        f"""# {manifest.model}, version {manifest.version}
 
 {summary}
 
@@ -46,7 +45,8 @@ set. The official test set was used once, for the figures below.
 {metrics}
 
 Largest absolute difference from Keras at batch sizes {", ".join(map(str, manifest.parity.batch_sizes))}:
-SavedModel {manifest.parity.saved_model:.1e}, onnxruntime {manifest.parity.onnx:.1e} (allowed {manifest.parity.tolerance:.0e}).
+SavedModel {manifest.parity.saved_model:.1e}, onnxruntime {manifest.parity.onnx:.1e};
+allowed is {manifest.parity.tolerance:.0e}.
 
 ## Recipe
 
@@ -60,12 +60,18 @@ SavedModel {manifest.parity.saved_model:.1e}, onnxruntime {manifest.parity.onnx:
 {limits}
 
 {shown}
-""".rstrip() + "\n"
+""".rstrip()
+        + "\n"
+    )
 
 
 def _table(tensors: tuple[Tensor, ...], kind: str) -> str:
-    rows = "\n".join(
-        f"| `{tensor.name}` | {tensor.dtype} | ({', '.join('any' if size is None else str(size) for size in tensor.shape)}) |"
+    rows = [
+        f"| `{tensor.name}` | {tensor.dtype} | ({', '.join(_axis(size) for size in tensor.shape)}) |"
         for tensor in tensors
-    )
-    return f"| {kind} | dtype | shape |\n| --- | --- | --- |\n{rows}"
+    ]
+    return "\n".join([f"| {kind} | dtype | shape |", "| --- | --- | --- |", *rows])
+
+
+def _axis(size: int | None) -> str:
+    return "any" if size is None else str(size)

@@ -67,9 +67,7 @@ class ImageClassifier(Architecture):
                 model=keras.Model({"pixels": pixels}, {"probabilities": model(pixels)}),
                 inputs=(Tensor(name="pixels", dtype="uint8", shape=shape),),
                 outputs=(Tensor(name="probabilities", dtype="float32", shape=(None, len(data.labels))),),
-                preprocessing=Preprocessing(
-                    kind=self.task, parameters={"height": shape[1], "width": shape[2]}
-                ),
+                preprocessing=Preprocessing(kind=self.task, parameters={"height": shape[1], "width": shape[2]}),
                 examples=draw_digits if self.task == "digit" else draw_objects,
                 labels=data.labels,
             ),

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,24 @@ def load_imdb(*, seed: int, smoke: bool, vocabulary_size: int, max_tokens: int) 
     return replace(data, words=tuple(words))
 
 
+def test_reviews() -> list[tuple[str, int]]:
+    """The raw text and label of the 25,000 IMDB test reviews, in their original order.
+
+    Raises:
+        DatasetError: there is no data folder; the Keras download holds no text.
+    """
+    file = _data_file("imdb_reviews.jsonl.gz")
+    if file is None:
+        message = f"raw reviews are only in imdb_reviews.jsonl.gz; set {DATA_DIR_VARIABLE} to the folder that holds it"
+        raise DatasetError(message)
+    return [(review["text"], review["label"]) for review in _read_reviews(file) if review["split"] == "test"]
+
+
+def sampled_rows(rows: int) -> NDArray[np.int64]:
+    """Up to 2,000 test rows, always the same: enough to send over HTTP where all would take too long."""
+    return np.random.default_rng(0).permutation(rows)[:2000]
+
+
 def _data_file(name: str) -> Path | None:
     folder = os.environ.get(DATA_DIR_VARIABLE)
     if not folder:
@@ -191,12 +209,16 @@ def _read_cifar10(file: Path) -> tuple[Split, Split]:
     return splits[0], splits[1]
 
 
-def _read_imdb(file: Path, encoder: Encoder) -> tuple[Split, Split]:
-    rows: dict[str, list[tuple[NDArray[np.int32], int]]] = {"train": [], "test": []}
+def _read_reviews(file: Path) -> Iterator[dict[str, Any]]:
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         for line in tqdm(lines, desc="IMDB", total=50_000, unit=" reviews", leave=False):
-            review = json.loads(line)
-            rows[review["split"]].append((encoder.encode(review["text"]).ids, review["label"]))
+            yield json.loads(line)
+
+
+def _read_imdb(file: Path, encoder: Encoder) -> tuple[Split, Split]:
+    rows: dict[str, list[tuple[NDArray[np.int32], int]]] = {"train": [], "test": []}
+    for review in _read_reviews(file):
+        rows[review["split"]].append((encoder.encode(review["text"]).ids, review["label"]))
     train, test = (
         Split([ids for ids, _ in part], np.array([label for _, label in part], np.uint8)) for part in rows.values()
     )

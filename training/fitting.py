@@ -43,7 +43,7 @@ def read_history(path: Path) -> History:
     return History(tuple({row["epoch"]: row for row in rows}.values()))
 
 
-def fit(  # noqa: PLR0913 - Keras' fit has more
+def fit(
     model: keras.Model,
     batches: Any,  # noqa: ANN401 - whatever Keras' fit takes
     run: Run,

@@ -24,9 +24,7 @@ def auroc(ordinary: NDArray[np.float64], strange: NDArray[np.float64]) -> float:
     Args:
         ordinary, strange: scores (n,) and (m,), larger meaning stranger.
     """
-    values, inverse, counts = np.unique(
-        np.concatenate([ordinary, strange]), return_inverse=True, return_counts=True
-    )
+    values, inverse, counts = np.unique(np.concatenate([ordinary, strange]), return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts - 1) / 2  # mean rank of each distinct value, from 1
     rank_sum = ranks[inverse[len(ordinary) :]].sum()
     n, m = len(ordinary), len(strange)

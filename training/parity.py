@@ -70,7 +70,10 @@ def check_parity(part: Part, folder: Path, seed: int) -> Parity:
                     raise ParityError(message)
                 worst[form] = max(worst[form], difference)
     return Parity(
-        tolerance=TOLERANCE, batch_sizes=BATCH_SIZES, saved_model=worst["SavedModel"], onnx=worst["onnxruntime"]
+        tolerance=TOLERANCE,
+        batch_sizes=BATCH_SIZES,
+        saved_model=worst["SavedModel"],
+        onnx=worst["onnxruntime"],
     )
 
 

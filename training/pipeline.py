@@ -78,15 +78,13 @@ def train(architecture: Architecture, run: Run) -> list[Path]:
             manifest = prepare(part, folder, architecture, data, history, evaluation, run, Stages(part.name))
             staged.append((folder, manifest))
         with stage("publish") as said:
-            published = [
-                publish(folder, run.output, manifest.model, manifest.version) for folder, manifest in staged
-            ]
+            published = [publish(folder, run.output, manifest.model, manifest.version) for folder, manifest in staged]
             said.append(", ".join(map(str, published)))
     shutil.rmtree(run.work, ignore_errors=True)
     return published
 
 
-def prepare(  # noqa: PLR0913 - the last stages need what all the earlier ones made
+def prepare(
     part: Part,
     folder: Path,
     architecture: Architecture,
@@ -140,7 +138,7 @@ def gate(gates: Mapping[str, Gate], metrics: Mapping[str, Metric], *, smoke: boo
     return ", ".join(f"{name} {metrics[name].value:.4f} ≥ {bound}" for name, bound in least.items())
 
 
-def _manifest(  # noqa: PLR0913
+def _manifest(
     part: Part,
     architecture: Architecture,
     data: Dataset,
@@ -171,7 +169,7 @@ def _manifest(  # noqa: PLR0913
     )
 
 
-def write_report(  # noqa: PLR0913
+def write_report(
     folder: Path,
     manifest: Manifest,
     architecture: Architecture,

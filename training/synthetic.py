@@ -100,9 +100,7 @@ def draw_digit(  # noqa: PLR0913 - a drawing has that many properties, all but t
     return picture
 
 
-def digits(
-    n: int, seed: int, names: Sequence[str] | None = None
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def digits(n: int, seed: int, names: Sequence[str] | None = None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Digits as MNIST holds them: drawn in changing fonts, pens, slants and sizes, then through `to_digit`.
 
     Args:

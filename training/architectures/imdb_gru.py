@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import keras
 
 from training.recurrent import MAX_TOKENS, Recurrent
@@ -13,7 +15,7 @@ class ImdbGru(Recurrent):
     """Embedding(10 000, 128) → GRU(128, dropout 0.2, recurrent dropout 0.2) → Dense 1 sigmoid."""
 
     layer = keras.layers.GRU
-    recipe = {
+    recipe: ClassVar = {
         "optimizer": "Adam, cosine decay, clipnorm 1",
         "epochs": 8,
         "batch_size": 128,

@@ -124,7 +124,7 @@ class MnistGan(Architecture):
     needs = ("mnist_mlp",)
     recipe: ClassVar = {
         "optimizer": "Adam, beta_1 0.5, cosine decay; two sides in turn, real labels smoothed to 0.9",
-        "epochs": 20,
+        "epochs": 12,
         "batch_size": 128,
         "learning_rate": 5e-4,
         "noise": NOISE,
@@ -200,14 +200,18 @@ class MnistGan(Architecture):
         del data, evaluation
         digit_tensor = Tensor(name="digit", dtype="int32", shape=(None,))
         noise, asked = keras.Input((NOISE,), name="noise"), keras.Input((), dtype="int32", name="digit")
-        pixels, digit = keras.Input((28, 28), dtype="uint8", name="pixels"), keras.Input((), dtype="int32", name="digit")
+        pixels, digit = (
+            keras.Input((28, 28), dtype="uint8", name="pixels"),
+            keras.Input((), dtype="int32", name="digit"),
+        )
         scaled = keras.layers.Rescaling(1 / 255)(pixels)
         return (
             Part(
                 name="mnist_gan_generator",
                 task="sample",
                 model=keras.Model(
-                    {"noise": noise, "digit": asked}, {"pixels": model.averaged({"noise": noise, "digit": asked})}
+                    {"noise": noise, "digit": asked},
+                    {"pixels": model.averaged({"noise": noise, "digit": asked})},
                 ),
                 inputs=(Tensor(name="noise", dtype="float32", shape=(None, NOISE)), digit_tensor),
                 outputs=(Tensor(name="pixels", dtype="float32", shape=(None, 28, 28)),),
@@ -226,14 +230,15 @@ class MnistGan(Architecture):
                 outputs=(Tensor(name="logit", dtype="float32", shape=(None, 1)),),
                 preprocessing=Preprocessing(kind="digit", parameters={"height": 28, "width": 28}),
                 labels=DIGIT_LABELS,
-                examples=lambda rows, random: {**draw_digits(rows, random), "digit": _draw_digit(rows, random)},
+                examples=lambda rows, random: {
+                    **draw_digits(rows, random),
+                    "digit": _draw_digit(rows, random),
+                },
             ),
         )
 
 
-def generate(
-    generator: keras.Model, noise: NDArray[np.float32], digits: NDArray[np.int32]
-) -> NDArray[np.uint8]:
+def generate(generator: keras.Model, noise: NDArray[np.float32], digits: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Draw one image a row of noise float32 (n, NOISE) and digits int32 (n,); uint8 (n, 28, 28)."""
     images = generator.predict({"noise": noise, "digit": digits}, batch_size=500, verbose=0)
     return np.uint8(np.rint(255 * images))

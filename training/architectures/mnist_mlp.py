@@ -15,7 +15,6 @@ from training.classifier import ImageClassifier
 from training.datasets import Dataset, Split, load_mnist
 from training.registry import register
 
-
 TRAINED_FONTS = (synthetic.DEFAULT_FONT, "DejaVu")
 """Families whose digits are trained on; the others are kept to measure with."""
 
@@ -40,7 +39,7 @@ class MnistMlp(ImageClassifier):
     intended_use = "Handwritten or printed single digits, as images."
     limits = (
         "It answers one of ten digits whatever it is shown: it has no answer for letters, several digits or no digit. "
-        "Trained on handwriting of American census workers and students of the 1990s, and on print in two font families."
+        "Trained on the handwriting of American census workers and students around 1990, and on print of two fonts."
     )
 
     def load(self, run: Run) -> Dataset:

@@ -107,7 +107,10 @@ class MnistVae(Architecture):
         "latent": LATENT,
     }
     smoke: ClassVar = {"epochs": 4, "batch_size": 32}
-    gates: ClassVar = {"test_elbo": Gate(least=-105, smoke=-500), "auroc_cifar10": Gate(least=0.99, smoke=0.6)}
+    gates: ClassVar = {
+        "test_elbo": Gate(least=-105, smoke=-500),
+        "auroc_cifar10": Gate(least=0.99, smoke=0.6),
+    }
     intended_use = "Drawing digits from a latent space, smoothing digits, and telling what is not a digit."
     limits = (
         "The score tells how badly an image is explained as a handwritten digit of MNIST's size and place; digits in "

@@ -67,11 +67,14 @@ class Vgg16Transfer(Architecture):
             return data
         some = np.arange(rows)
         return replace(
-            data, train=data.train.take(some), validation=data.validation.take(some), test=data.test.take(some)
+            data,
+            train=data.train.take(some),
+            validation=data.validation.take(some),
+            test=data.test.take(some),
         )
 
     def build(self, data: Dataset, run: Run) -> keras.Model:
-        """Pixels uint8 RGB (batch, size, size, 3) to probabilities float32 (batch, 10); Keras' mean subtraction inside."""
+        """Pixels uint8 RGB (batch, size, size, 3) to probabilities float32 (batch, 10)."""
         size = run.image_size
         pixels = keras.Input((size, size, 3), dtype="uint8", name="pixels")
         base = vgg16_base(run.base_weights, size)
@@ -140,7 +143,8 @@ class Vgg16Transfer(Architecture):
             "test_accuracy": best,
             "frozen_accuracy": frozen,
             "scratch_accuracy": Metric(
-                value=from_scratch.value, data=f"{from_scratch.data}, cifar10_cnn from scratch on the same images"
+                value=from_scratch.value,
+                data=f"{from_scratch.data}, cifar10_cnn from scratch on the same images",
             ),
             "above_scratch": Metric(value=best.value - from_scratch.value, data=best.data),
         }
