@@ -18,7 +18,7 @@ from training import synthetic
 from training.architecture import History
 
 mpl.use("Agg")
-_STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+_STYLE: dict[Any, Any] = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def learning_curves(history: History, path: Path) -> None:

@@ -82,7 +82,7 @@ def write_golden(part: Part, folder: Path, seed: int) -> None:
     inputs = part.examples(GOLDEN_ROWS, np.random.default_rng(seed + 1))
     arrays = {f"inputs/{name}": array for name, array in inputs.items()}
     arrays |= {f"outputs/{name}": array for name, array in answer_keras(part, inputs).items()}
-    np.savez_compressed(folder / GOLDEN_FILE, **arrays)
+    np.savez_compressed(folder / GOLDEN_FILE, allow_pickle=False, **arrays)
 
 
 def speedup(part: Part, folder: Path, plain: onnx.ModelProto, tokens: int, repeats: int = 21) -> float:

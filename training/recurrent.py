@@ -167,7 +167,7 @@ def recurrent_onnx(model: keras.Model) -> onnx.ModelProto:
     kernel, recurrent, bias = (np.asarray(weight) for weight in layer.get_weights())
     kind, units = type(layer).__name__, layer.units
     if kind == "LSTM":
-        order = (0, 3, 1, 2)
+        order: tuple[int, ...] = (0, 3, 1, 2)
         bias = np.stack([bias, np.zeros_like(bias)])
         attributes: dict[str, Any] = {}
     else:

@@ -113,13 +113,13 @@ def digits(n: int, seed: int, names: Sequence[str] | None = None) -> tuple[NDArr
     """
     rng = np.random.default_rng(seed)
     labels = _labels(n, rng)
-    names = names or fonts()
+    names = fonts() if names is None else names
     pixels = np.empty((n, 28, 28), np.uint8)
     for image, label in zip(pixels, labels, strict=True):
         drawn = draw_digit(
             int(label),
             size=(64, 64),
-            font=names[rng.integers(len(names))],
+            font=names[int(rng.integers(len(names)))],
             height=rng.uniform(0.45, 0.7),
             angle=rng.uniform(-12.0, 12.0),
             shift=(rng.uniform(-0.1, 0.1), rng.uniform(-0.1, 0.1)),

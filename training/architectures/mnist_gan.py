@@ -241,7 +241,7 @@ class MnistGan(Architecture):
 def generate(generator: keras.Model, noise: NDArray[np.float32], digits: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Draw one image a row of noise float32 (n, NOISE) and digits int32 (n,); uint8 (n, 28, 28)."""
     images = generator.predict({"noise": noise, "digit": digits}, batch_size=500, verbose=0)
-    return np.uint8(np.rint(255 * images))
+    return np.rint(255 * images).astype(np.uint8)
 
 
 def _pairwise_distance(images: NDArray[np.uint8]) -> float:

@@ -208,7 +208,7 @@ def _draw_latents(rows: int, random: np.random.Generator) -> Arrays:
 def reconstruct(model: Vae, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Decode the mean codes of uint8 (n, 28, 28) images; uint8 of the same shape."""
     logits = model.decoder(model.encoder({"pixels": pixels})["mean"])
-    return np.uint8(np.rint(255 * tf.sigmoid(logits).numpy()))
+    return np.rint(255 * tf.sigmoid(logits).numpy()).astype(np.uint8)
 
 
 def scores(model: Vae, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
