@@ -1,0 +1,1 @@
+"""The inference service: published models over HTTP. Never imports training or TensorFlow."""

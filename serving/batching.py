@@ -29,7 +29,7 @@ Rows: TypeAlias = Mapping[str, NDArray[Any]]
 Run: TypeAlias = Callable[[Rows], Rows]
 
 INLINE_SECONDS = 0.002
-"""A batch that takes longer than this would hold up the loop: it runs in a thread (a hop costs about 0.1 ms)."""
+"""A batch that takes longer would hold up the loop, so it runs in a thread; the hop costs about 0.1 ms."""
 _NEARLY_BEST = 1.1
 _CLEARLY_WORSE = 1.3
 """Below this, a dearer row may be the noise of a busy machine."""
@@ -148,7 +148,6 @@ class Batcher:
         ragged: the input whose rows differ in length, padded at the end with zeros when they share a batch.
         delay: seconds to wait for a batch to fill. 0 is right unless a batch costs hardly more than a row,
             as on a GPU.
-        clock: monotonic seconds; deadlines are on it.
     """
 
     def __init__(
@@ -162,7 +161,6 @@ class Batcher:
         executor: Executor | None = None,
         ragged: str | None = None,
         delay: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
         self._observer = observer
@@ -172,7 +170,6 @@ class Batcher:
         self._executor = executor
         self._ragged = ragged
         self._delay = delay
-        self._clock = clock
         self._queue: list[_Job] = []  # in order of arrival
         self._waiting = 0  # rows in the queue
         self._running = 0  # rows in the execution slot
@@ -189,7 +186,7 @@ class Batcher:
 
         Args:
             pieces: each of at most ``batch_size`` rows. Accepted or refused as a whole.
-            deadline: when, on ``clock``, the answer is of no use any more.
+            deadline: when, on the monotonic clock, the answer is of no use any more.
             alone: share no batch with others, so that the answer depends on nothing but the piece.
 
         Raises:
@@ -201,7 +198,7 @@ class Batcher:
         try:
             if self._executor is None:  # done in the next turn of the loop: no need for a timer
                 return [await job.result for job in jobs]
-            async with asyncio.timeout(max(0.0, deadline - self._clock())):
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 return [await job.result for job in jobs]
         except TimeoutError:
             raise DeadlineError("The deadline passed before the model had answered.") from None
@@ -231,7 +228,7 @@ class Batcher:
                 retry_after,
                 "queue",
             )
-        now = self._clock()
+        now = time.monotonic()
         if now + wait + sum(counts) * self._seconds_per_row > deadline and self._waiting + self._running:
             raise OverloadedError(
                 "What is already waiting for this model takes longer than the deadline allows.",
@@ -249,12 +246,12 @@ class Batcher:
         return jobs
 
     def _schedule(self) -> None:
-        """Release a batch at the end of this turn of the loop, or when the delay is over, if the slot is free."""
+        """If the slot is free, release a batch at the end of this turn of the loop, or after the delay."""
         if self._running or not self._queue:
             return
         if self._delay and self._waiting < self.batch_size:
             if self._release is None:
-                left = self._queue[0].arrived + self._delay - self._clock()
+                left = self._queue[0].arrived + self._delay - time.monotonic()
                 self._release = asyncio.get_running_loop().call_later(max(0.0, left), self._start)
             return
         if isinstance(self._release, asyncio.TimerHandle):
@@ -271,7 +268,7 @@ class Batcher:
             self._schedule()
             return
         self._running = sum(job.rows for job in batch)
-        now = self._clock()
+        now = time.monotonic()
         self._observer.released(reason, self._running, [now - job.arrived for job in batch])
         if self._executor is None:
             self._finish(batch, *self._execute(batch))
@@ -285,7 +282,7 @@ class Batcher:
 
     def _take(self) -> tuple[list[_Job], str]:
         """Take the oldest job, and of the others those most like it in length, up to the batch size."""
-        now = self._clock()
+        now = time.monotonic()
         for job in self._queue:
             if not job.result.done() and job.deadline < now:
                 _fail(job, DeadlineError("The deadline passed before the model was free."))
@@ -344,9 +341,7 @@ class Batcher:
             for name in pieces[0]
         }
 
-    def _finished(
-        self, batch: list[_Job], done: asyncio.Future[tuple[list[Rows | Exception], float]]
-    ) -> None:
+    def _finished(self, batch: list[_Job], done: asyncio.Future[tuple[list[Rows | Exception], float]]) -> None:
         if done.cancelled() or done.exception() is not None:
             self._lose(batch)
         else:

@@ -103,9 +103,7 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise ManifestError(f"{MANIFEST_FILE} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        found = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'document'}: {item['msg']}" for item in error.errors()
-        )
+        found = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'document'}: {item['msg']}" for item in error.errors())
         raise ManifestError(f"{MANIFEST_FILE} has the wrong shape: {found}") from error
 
 

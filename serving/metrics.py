@@ -22,9 +22,7 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self._requests = Counter(
-            "sextant_requests", "Requests answered.", ["route", "status"], registry=registry
-        )
+        self._requests = Counter("sextant_requests", "Requests answered.", ["route", "status"], registry=registry)
         self._refusals = Counter(
             "sextant_refusals", "Requests refused with 429.", ["route", "reason"], registry=registry
         )
@@ -36,16 +34,21 @@ class Metrics:
             registry=registry,
         )
         self._queue = Histogram(
-            "sextant_queue_seconds", "Seconds from queue to run.", ["model"], buckets=_SECONDS, registry=registry
+            "sextant_queue_seconds",
+            "Seconds from queue to run.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self._compute = Histogram(
             "sextant_compute_seconds", "Seconds a batch ran.", ["model"], buckets=_SECONDS, registry=registry
         )
-        self._batch = Histogram(
-            "sextant_batch_rows", "Rows run at once.", ["model"], buckets=_ROWS, registry=registry
-        )
+        self._batch = Histogram("sextant_batch_rows", "Rows run at once.", ["model"], buckets=_ROWS, registry=registry)
         self._releases = Counter(
-            "sextant_batches", "Batches run, by why they were released.", ["model", "reason"], registry=registry
+            "sextant_batches",
+            "Batches run, by why they were released.",
+            ["model", "reason"],
+            registry=registry,
         )
         self._waiting = Gauge(
             "sextant_queue_rows",

@@ -93,9 +93,7 @@ def split(inputs: Rows, size: int) -> list[Rows]:
     rows = len(next(iter(inputs.values())))
     if rows <= size:
         return [inputs]
-    return [
-        {name: array[start : start + size] for name, array in inputs.items()} for start in range(0, rows, size)
-    ]
+    return [{name: array[start : start + size] for name, array in inputs.items()} for start in range(0, rows, size)]
 
 
 def _is_ragged(shape: tuple[int | None, ...]) -> bool:

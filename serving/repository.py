@@ -101,9 +101,7 @@ class Repository:
                 return able[name]
             if name not in self.predictors and any(record.model == name for record in self.records):
                 raise UnavailableError(f"Model {name} is not available; GET /v1/models/{name} says why.")
-            raise NotFoundError(
-                f"There is no model {name[:100]!r} for this; there are: {', '.join(able) or 'none'}."
-            )
+            raise NotFoundError(f"There is no model {name[:100]!r} for this; there are: {', '.join(able) or 'none'}.")
         if not able:
             raise UnavailableError("No model that could answer this is served; GET /v1/models lists those found.")
         default = self._defaults.get(task, "")
@@ -128,7 +126,7 @@ class Repository:
 
 
 def load_repository(settings: Settings, metrics: Metrics) -> Repository:
-    """Find, check and load every enabled model. Slow (reads, hashes and runs models); never raises for one."""
+    """Find, check and load every enabled model. Slow: files are hashed and models run. None stops the others."""
     threads = max(1, usable_cores() // settings.workers)
     records: list[Record] = []
     predictors: dict[str, Predictor] = {}
@@ -150,9 +148,7 @@ def _enabled(settings: Settings) -> list[str]:
     if settings.models:
         return sorted(set(settings.models))
     try:
-        return sorted(
-            path.name for path in settings.models_dir.iterdir() if path.is_dir() and path.name[0] not in "._"
-        )
+        return sorted(path.name for path in settings.models_dir.iterdir() if path.is_dir() and path.name[0] not in "._")
     except OSError as error:
         logger.error("models_dir %s cannot be read: %s", settings.models_dir, error.strerror)  # noqa: TRY400
         return []
@@ -184,14 +180,14 @@ def _versions(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     names = (path.name for path in folder.iterdir() if path.is_dir())
-    return sorted((int(name) for name in names if name.isascii() and name.isdecimal() and name[0] != "0"))[::-1]
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and name[0] != "0")[::-1]
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
     """Check that the folder is what the manifest describes.
 
-    Serving needs the graph, the golden answers and, for text, the vocabulary. The other files that the manifest
-    lists (the SavedModel, the report) may be left out, but those that are there must be the listed ones.
+    Serving needs the graph, the golden answers and, for text, the vocabulary. The other files that the
+    manifest lists (the SavedModel, the report) may be left out, but those that are there must be as listed.
 
     Raises:
         InvalidModelError: a file is missing, unlisted, changed or outside the folder, or the manifest is
@@ -222,15 +218,11 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise InvalidModelError(f"{name} has sha256 {found[:12]}…; {MANIFEST_FILE} says {digest[:12]}…")
 
 
-def _load_version(
-    folder: Path, manifest: Manifest, settings: Settings, metrics: Metrics, threads: int
-) -> Predictor:
+def _load_version(folder: Path, manifest: Manifest, settings: Settings, metrics: Metrics, threads: int) -> Predictor:
     session = Session(folder, manifest, device=settings.device, threads=threads)
     inputs, outputs = load_golden(folder, manifest)
     replay(session, inputs, outputs, manifest.golden_tolerance)
-    return Predictor(
-        manifest, session, inputs, _encoder(folder, manifest), metrics.batches(manifest.model), settings
-    )
+    return Predictor(manifest, session, inputs, _encoder(folder, manifest), metrics.batches(manifest.model), settings)
 
 
 def _encoder(folder: Path, manifest: Manifest) -> Encoder | None:

@@ -1,6 +1,6 @@
-"""The composition root: settings → request line → BentoML service. The only module that reads the environment.
+"""The composition root: settings → request line → BentoML service. Only here is the environment read.
 
-    bentoml serve serving.service:Sextant
+bentoml serve serving.service:Sextant
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # no usage reports to BentoML's makers
 
-import bentoml  # noqa: E402
+import bentoml
 
-from serving.http.front import Front  # noqa: E402
-from serving.http.line import RequestLine  # noqa: E402
-from serving.http.typed import api_method  # noqa: E402
-from serving.settings import SettingsError, load_settings  # noqa: E402
-from serving.tasks import discover  # noqa: E402
+from serving.http.front import App, Front
+from serving.http.line import RequestLine
+from serving.http.typed import api_method
+from serving.settings import SettingsError, load_settings
+from serving.tasks import discover
 
 logging.getLogger("sextant").setLevel(logging.INFO)
 
@@ -29,26 +29,26 @@ ENDPOINTS = discover()
 LINE = RequestLine(SETTINGS)
 
 
-class LeanService(bentoml.Service[Any]):
+class LeanService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML's internals are untyped
     """A BentoML service whose prediction routes do not pass through BentoML's request stack."""
 
-    def to_asgi(self, is_main: bool = True) -> Any:  # noqa: FBT001, FBT002 (BentoML's signature)
+    def to_asgi(self, is_main: bool = True) -> App:  # noqa: FBT001, FBT002 (BentoML's signature)
         """Put the lean front before BentoML's application."""
         # Without handlers, uvicorn does not prepare an access log line for every request that nobody reads.
         logging.getLogger("uvicorn.access").propagate = False
-        application = super().to_asgi(is_main)
+        application: App = super().to_asgi(is_main)
         return Front(LINE, ENDPOINTS, application) if SETTINGS.front == "lean" else application
 
 
 class _Lifecycle:
     """What BentoML calls besides the API methods."""
 
-    @bentoml.on_startup
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
         """Begin to load the models."""
         LINE.start()
 
-    @bentoml.on_shutdown
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
         """Let the models go."""
         await LINE.stop()

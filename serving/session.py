@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,9 @@ class Session:
         # Threads that spin between runs would take the cores from the event loop and from other models.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
+        providers = _providers(device, onnxruntime.get_available_providers())
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(folder / ONNX_FILE), options, providers=_providers(device, onnxruntime)
-            )
+            self._session = onnxruntime.InferenceSession(str(folder / ONNX_FILE), options, providers=providers)
         except Exception as error:  # onnxruntime raises a dozen unrelated types
             raise SessionError(f"{ONNX_FILE} cannot be loaded: {str(error).splitlines()[0]}") from error
         _compare("inputs", manifest.inputs, self._session.get_inputs())
@@ -81,9 +80,7 @@ def load_golden(folder: Path, manifest: Manifest) -> tuple[dict[str, NDArray[Any
         raise SessionError(f"{GOLDEN_FILE} lacks {', '.join(missing)}")
     for tensor in manifest.inputs:
         _check_array(tensor, arrays[f"inputs/{tensor.name}"])
-    return {name: arrays[f"inputs/{name}"] for name in inputs}, {
-        name: arrays[f"outputs/{name}"] for name in outputs
-    }
+    return {name: arrays[f"inputs/{name}"] for name in inputs}, {name: arrays[f"outputs/{name}"] for name in outputs}
 
 
 def replay(
@@ -108,7 +105,7 @@ def replay(
         worst = float(np.max(np.abs(output.astype(np.float64) - golden), initial=0.0))
         if not worst <= tolerance:  # a NaN is no answer either
             raise SessionError(
-                f"golden answers are not reproduced: {name} differs by {worst:.3g}; allowed is {tolerance:.3g}"
+                f"golden answers are not reproduced: {name} differs by {worst:.3g}; allowed: {tolerance:.3g}"
             )
 
 
@@ -122,15 +119,12 @@ def usable_cores() -> int:
         return bound
 
 
-def _providers(device: str, onnxruntime: Any) -> list[str]:
-    available = onnxruntime.get_available_providers()
+def _providers(device: str, available: Sequence[str]) -> list[str]:
     if device == "auto":
         device = "cuda" if "CUDAExecutionProvider" in available else "cpu"
     missing = set(_PROVIDERS[device]) - set(available)
     if missing:
-        raise SessionError(
-            f"device {device} was asked for, but this onnxruntime has only {', '.join(available)}"
-        )
+        raise SessionError(f"device {device} was asked for, but this onnxruntime has only {', '.join(available)}")
     return list(_PROVIDERS[device])
 
 

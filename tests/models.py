@@ -1,4 +1,4 @@
-"""Makes small models in the shape of published ones: right inputs and outputs, arbitrary but fixed weights."""
+"""Makes small models in the shape of published ones: right inputs and outputs, arbitrary fixed weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Graph:
         self.weights: list[onnx.TensorProto] = []
         self.rng = np.random.default_rng(seed)
 
-    def add(self, op: str, *inputs: str, to: str = "", **attributes: Any) -> str:
+    def add(self, op: str, *inputs: str, to: str = "", **attributes: object) -> str:
         name = to or f"n{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
         return name
@@ -68,7 +68,7 @@ class _Graph:
         return self.add("Div", self.cast(name), self.constant(np.array(255, np.float32)))
 
 
-def publish(
+def publish(  # noqa: PLR0913 (a manifest has this many parts)
     root: Path,
     model: str,
     *,
@@ -204,9 +204,7 @@ def sentiment_model(root: Path, model: str = "imdb_lstm") -> Path:
         task="sentiment",
         inputs=[Tensor(name="tokens", dtype="int32", shape=(None, None))],
         outputs=[Tensor(name="probability", dtype="float32", shape=(None, 1))],
-        preprocessing=Preprocessing(
-            kind="text", parameters={"max_tokens": 50, "vocabulary_size": len(WORDS) + 4}
-        ),
+        preprocessing=Preprocessing(kind="text", parameters={"max_tokens": 50, "vocabulary_size": len(WORDS) + 4}),
         build=build,
         golden={"tokens": np.array([[1, 4, 5, 7, 0, 0], [1, 6, 7, 8, 9, 2]], np.int32)},
         labels=("negative", "positive"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -38,7 +38,7 @@ class Front:
         fallback: BentoML's application: lifespan, OpenAPI page, ``/metrics``.
     """
 
-    def __init__(self, line: RequestLine, endpoints: Iterable[Endpoint], fallback: App) -> None:
+    def __init__(self, line: RequestLine, endpoints: Iterable[Endpoint[Any]], fallback: App) -> None:
         self._line = line
         self._endpoints = {endpoint.path: endpoint for endpoint in endpoints}
         self._fallback = fallback
@@ -59,7 +59,7 @@ class Front:
         else:
             await self._fallback(scope, receive, _problem_for_missing(path, send))
 
-    async def _predict(self, endpoint: Endpoint, scope: Scope, receive: Receive) -> Reply:
+    async def _predict(self, endpoint: Endpoint[Any], scope: Scope, receive: Receive) -> Reply:
         deadline = time.monotonic() + self._line.settings.deadline_seconds
         if scope["method"] not in endpoint.methods:
             raise MethodNotAllowedError(scope["method"], endpoint.path, endpoint.methods)

@@ -77,7 +77,7 @@ class RequestLine:
         return self._repository
 
     async def answer(
-        self, endpoint: Endpoint, request: Request, deadline: float, gone: Gone | None = None
+        self, endpoint: Endpoint[Any], request: Request, deadline: float, gone: Gone | None = None
     ) -> Reply:
         """Answer one request: decode → preprocess → batch → run → postprocess.
 
@@ -96,9 +96,7 @@ class RequestLine:
         inline = len(request.body) <= _INLINE_BYTES
 
         query = (
-            endpoint.decode(request, limits)
-            if inline
-            else await asyncio.to_thread(endpoint.decode, request, limits)
+            endpoint.decode(request, limits) if inline else await asyncio.to_thread(endpoint.decode, request, limits)
         )
         models = endpoint.select(repository, query)
         inputs = (
@@ -116,9 +114,7 @@ class RequestLine:
         reply = endpoint.postprocess(request, query, inputs, outputs, models)
 
         if self._metrics is not None:
-            self._metrics.decoded_and_encoded(
-                endpoint.path, decoded - started, time.perf_counter() - computed
-            )
+            self._metrics.decoded_and_encoded(endpoint.path, decoded - started, time.perf_counter() - computed)
         return reply
 
     async def reply(self, route: str, answering: Awaitable[Reply]) -> Reply:

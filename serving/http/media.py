@@ -32,8 +32,7 @@ def parse_media_type(header: str) -> tuple[str, dict[str, str]]:
     if ";" not in header:
         return media_type, {}
     return media_type, {
-        name.lower(): token or re.sub(r"\\(.)", r"\1", quoted)
-        for name, quoted, token in _PARAMETER.findall(header)
+        name.lower(): token or re.sub(r"\\(.)", r"\1", quoted) for name, quoted, token in _PARAMETER.findall(header)
     }
 
 
@@ -66,8 +65,8 @@ def prefers_json(accept: str) -> bool:
 def parse_multipart(body: bytes, boundary: str) -> tuple[dict[str, str], list[bytes]]:
     """Split a ``multipart/form-data`` body into its fields and its files (RFC 7578).
 
-    A part with a file name is a file, whatever its field is called, as HTML forms and ``curl -F`` send it; the
-    others are text fields.
+    A part with a file name is a file, whatever its field is called, as HTML forms and ``curl -F`` send it;
+    the others are text fields.
 
     Raises:
         MalformedError: there is no boundary, or the body does not follow it.

@@ -56,7 +56,13 @@ async def receive_request(scope: Scope, receive: Receive, *, max_body_bytes: int
     if len(body) > max_body_bytes:
         raise _too_large("more", max_body_bytes)
     return Request(
-        scope["method"], scope["path"], parse_query(scope["query_string"]), media_type, parameters, accept, body
+        scope["method"],
+        scope["path"],
+        parse_query(scope["query_string"]),
+        media_type,
+        parameters,
+        accept,
+        body,
     )
 
 

@@ -1,8 +1,8 @@
 """BentoML's typed API over the same request line: what its OpenAPI page lists and its clients call.
 
 A method declares the JSON form of its route. Served by BentoML itself (``SEXTANT_FRONT=bentoml``), it takes
-every other form too, since it hands on the request as it came instead of BentoML's reading of it; so both ways
-give the same answers and the same problems.
+every other form too: it hands on the request as it came instead of BentoML's reading of it. So both ways give
+the same answers and the same problems.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import bentoml
-from _bentoml_sdk.io_models import IODescriptor
-from pydantic import create_model
+from _bentoml_sdk.io_models import IODescriptor  # type: ignore[import-untyped]
+from _bentoml_sdk.method import APIMethod  # type: ignore[import-untyped]
+from pydantic import BaseModel, create_model
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import Response
 
@@ -24,18 +25,18 @@ from serving.http.receive import receive_request
 from serving.tasks import Endpoint
 
 
-class _Unread(IODescriptor):
+class _Unread(IODescriptor):  # type: ignore[misc]  # BentoML's internals are untyped
     """Declares the input for clients, and leaves a request's body to the request line."""
 
     @classmethod
-    async def from_http_request(cls, request: StarletteRequest, serde: Any) -> IODescriptor:  # noqa: ARG003
+    async def from_http_request(cls, request: StarletteRequest, serde: object) -> IODescriptor:  # noqa: ARG003
         return cls.model_construct(**dict.fromkeys(cls.model_fields))
 
 
-def api_method(endpoint: Endpoint, line: RequestLine) -> Any:
+def api_method(endpoint: Endpoint[Any], line: RequestLine) -> APIMethod:
     """Make the BentoML API method of a route."""
 
-    async def method(self: object, ctx: bentoml.Context, **_: Any) -> Any:  # noqa: ARG001
+    async def method(self: object, ctx: bentoml.Context, **_: object) -> Response:  # noqa: ARG001
         sent: StarletteRequest = ctx.request
         reply = await line.reply(endpoint.path, _answer(endpoint, line, sent))
         ctx.response.status_code = reply.status
@@ -50,7 +51,7 @@ def api_method(endpoint: Endpoint, line: RequestLine) -> Any:
     )(method)
 
 
-async def _answer(endpoint: Endpoint, line: RequestLine, sent: StarletteRequest) -> Reply:
+async def _answer(endpoint: Endpoint[Any], line: RequestLine, sent: StarletteRequest) -> Reply:
     deadline = time.monotonic() + line.settings.deadline_seconds
     request = await receive_request(
         sent.scope, sent.receive, max_body_bytes=line.settings.max_body_bytes, deadline=deadline
@@ -62,13 +63,13 @@ def _response(reply: Reply) -> Response:
     return Response(reply.body, reply.status, dict(reply.headers), reply.media_type)
 
 
-def _fields(endpoint: Endpoint) -> Mapping[str, Any]:
+def _fields(endpoint: Endpoint[Any]) -> Mapping[str, Any]:
     return {name: (field.annotation, field) for name, field in endpoint.body.model_fields.items()}
 
 
-def _output(endpoint: Endpoint) -> Any:
+def _output(endpoint: Endpoint[Any]) -> type[BaseModel]:
     if endpoint.answer is None:
-        return IODescriptor.from_output(_image)
+        return cast("type[BaseModel]", IODescriptor.from_output(_image))
     return endpoint.answer
 
 

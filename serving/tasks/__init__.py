@@ -16,7 +16,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel
 
@@ -50,8 +50,11 @@ class Query:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Endpoint(ABC):
-    """One route of a task."""
+InputsT = TypeVar("InputsT")
+
+
+class Endpoint(ABC, Generic[InputsT]):
+    """One route of a task; ``InputsT`` is what its model is asked, `Rows` unless rows do not stack."""
 
     name: ClassVar[str]
     """Of the typed API method, unique."""
@@ -79,17 +82,16 @@ class Endpoint(ABC):
         """Read the request, whatever form it came in."""
 
     @abstractmethod
-    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> Any:
+    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> InputsT:
         """Fit what was read to the model's inputs."""
 
-    async def run(self, inputs: Any, models: tuple[Predictor, ...], deadline: float) -> Any:
-        """Have the model answer; ``inputs`` are named arrays whose rows stack."""
-        rows: Rows = await models[0].predict(inputs, deadline)
-        return rows
+    @abstractmethod
+    async def run(self, inputs: InputsT, models: tuple[Predictor, ...], deadline: float) -> Rows:
+        """Have the models answer, by ``deadline`` on the monotonic clock."""
 
     @abstractmethod
     def postprocess(
-        self, request: Request, query: Query, inputs: Any, outputs: Any, models: tuple[Predictor, ...]
+        self, request: Request, query: Query, inputs: InputsT, outputs: Rows, models: tuple[Predictor, ...]
     ) -> Reply:
         """Say what the outputs mean."""
 
@@ -99,9 +101,9 @@ def _model_name(query: Query) -> str | None:
     return None if name is None else str(name)
 
 
-_ENDPOINTS: dict[str, Endpoint] = {}
+_ENDPOINTS: dict[str, Endpoint[Any]] = {}
 
-EndpointT = TypeVar("EndpointT", bound=type[Endpoint])
+EndpointT = TypeVar("EndpointT", bound=type[Endpoint[Any]])
 
 
 class DuplicateEndpointError(ValueError):
@@ -121,7 +123,7 @@ def endpoint(class_: EndpointT) -> EndpointT:
     return class_
 
 
-def discover() -> tuple[Endpoint, ...]:
+def discover() -> tuple[Endpoint[Any], ...]:
     """Import every module of this package and return what they registered."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")

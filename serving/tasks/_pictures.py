@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,14 @@ from serving.tasks import Limits, Query
 from serving.tasks._reading import check_rows, kind, merge_options, read_json, unsupported
 
 TAKES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", MULTIPART, OCTETS, JSON)
+SentT = TypeVar("SentT")
+ReadT = TypeVar("ReadT")
+
 _PROBLEMS: dict[type[ImageError], type[MalformedError | TooLargeError | UnusableError]] = {
     MalformedImageError: MalformedError,
     ImageTooLargeError: TooLargeError,
     UnsupportedImageError: UnusableError,
 }
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +72,14 @@ def decode_pictures(request: Request, limits: Limits) -> Query:
     if media_type == JSON:
         content = read_json(body)
         images = _images(content, limits)
-        pictures = [_one(index, len(images), _from_json, image, limits) for index, image in enumerate(images)]
+        pictures = _each(lambda image: _from_json(image, limits), images)
         return Query(pictures, merge_options(request.query, content, ("images",)))
     if media_type == MULTIPART:
         fields, files = parse_multipart(body, request.parameters.get("boundary", ""))
         check_rows(len(files), "files", limits.max_rows)
-        pictures = [_one(index, len(files), _open, file, limits) for index, file in enumerate(files)]
-        return Query(pictures, merge_options(request.query, fields))
+        return Query(_each(lambda file: _open(file, limits), files), merge_options(request.query, fields))
     if media_type.startswith("image/") and "svg" not in media_type:
-        return Query((_one(0, 1, _open, body, limits),), request.query)
+        return Query(_each(lambda file: _open(file, limits), (body,)), request.query)
     raise unsupported(media_type, TAKES)
 
 
@@ -89,16 +90,15 @@ def to_pixels(
 
     Args:
         pictures: as `decode_pictures` gives them.
-        shape: (height, width) or (height, width, 3). Raw pixels and numbers must have it; or be flat, for grey.
+        shape: (height, width) or (height, width, 3); raw pixels and numbers must have it. Grey numbers may
+            also be flat.
         fit: makes a decoded file into uint8 ``shape``.
 
     Raises:
         UnusableError: raw pixels or numbers of another size, numbers outside 0-255, nothing drawn.
         MalformedError: raw bytes that are neither an image nor of the right size.
     """
-    return np.stack(
-        [_one(index, len(pictures), _fit, picture, shape, fit) for index, picture in enumerate(pictures)]
-    )
+    return np.stack(_each(lambda picture: _fit(picture, shape, fit), pictures))
 
 
 def _images(content: dict[str, Any], limits: Limits) -> list[Any]:
@@ -111,19 +111,19 @@ def _images(content: dict[str, Any], limits: Limits) -> list[Any]:
     return images
 
 
-def _one(index: int, count: int, read: Callable[..., Any], *arguments: Any) -> Any:
-    """Read one picture; an error says which, when there are several."""
-    try:
-        return read(*arguments)
-    except ImageError as error:
-        problem = next(problem for kind_, problem in _PROBLEMS.items() if isinstance(error, kind_))
-        raise problem(_place(index, count) + str(error)) from error
-    except (MalformedError, UnusableError) as error:
-        raise type(error)(_place(index, count) + error.detail) from error
-
-
-def _place(index: int, count: int) -> str:
-    return f"Image {index + 1} of {count}: " if count > 1 else ""
+def _each(read: Callable[[SentT], ReadT], pictures: Sequence[SentT]) -> list[ReadT]:
+    """Read pictures one by one; a problem says with which, when there are several."""
+    done: list[ReadT] = []
+    for number, picture in enumerate(pictures, 1):
+        place = f"Image {number} of {len(pictures)}: " if len(pictures) > 1 else ""
+        try:
+            done.append(read(picture))
+        except ImageError as error:
+            problem = next(problem for kind_, problem in _PROBLEMS.items() if isinstance(error, kind_))
+            raise problem(place + str(error)) from error
+        except (MalformedError, UnusableError) as error:
+            raise type(error)(place + error.detail) from error
+    return done
 
 
 def _open(data: bytes, limits: Limits) -> Image.Image:

@@ -36,9 +36,7 @@ def merge_options(query: Mapping[str, str], content: Mapping[str, Any], items: S
     return options
 
 
-def whole_number(
-    options: Mapping[str, Any], name: str, low: int, high: int, default: int | None = None
-) -> int | None:
+def whole_number(options: Mapping[str, Any], name: str, low: int, high: int, default: int | None = None) -> int | None:
     """Read a whole number from ``low`` to ``high``, given as a number or, in a query string, as text.
 
     Raises:

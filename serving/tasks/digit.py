@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from serving.http.messages import Reply, Request, json_reply
 from serving.preprocessing.image import to_digit
@@ -11,6 +11,7 @@ from serving.tasks._classes import Answer, Classification, PicturesBody, classif
 from serving.tasks._pictures import TAKES, decode_pictures, to_pixels
 
 if TYPE_CHECKING:
+    from serving.batching import Rows
     from serving.manifest import Manifest
     from serving.predictor import Predictor
 
@@ -22,7 +23,7 @@ class DigitAnswer(Answer):
 
 
 @endpoint
-class Digit(Endpoint):
+class Digit(Endpoint["Rows"]):
     """Read a handwritten digit: an image of any size, 28×28 raw bytes, or JSON."""
 
     name = "digit"
@@ -40,14 +41,18 @@ class Digit(Endpoint):
         """Read the images."""
         return decode_pictures(request, limits)
 
-    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> Any:  # noqa: ARG002
+    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> Rows:  # noqa: ARG002
         """Normalise them as MNIST was: uint8 (n, 28, 28)."""
         size = models[0].manifest.preprocessing.parameters
         shape = (size["height"], size["width"])
         return {models[0].manifest.inputs[0].name: to_pixels(query.items, shape, to_digit)}
 
+    async def run(self, inputs: Rows, models: tuple[Predictor, ...], deadline: float) -> Rows:
+        """Have them classified."""
+        return await models[0].predict(inputs, deadline)
+
     def postprocess(
-        self, request: Request, query: Query, inputs: Any, outputs: Any, models: tuple[Predictor, ...]
+        self, request: Request, query: Query, inputs: Rows, outputs: Rows, models: tuple[Predictor, ...]
     ) -> Reply:
         """Name each digit."""
         del request, query, inputs

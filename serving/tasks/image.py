@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -15,6 +15,7 @@ from serving.tasks._pictures import TAKES, decode_pictures, to_pixels
 from serving.tasks._reading import whole_number
 
 if TYPE_CHECKING:
+    from serving.batching import Rows
     from serving.manifest import Manifest
     from serving.predictor import Predictor
 
@@ -47,7 +48,7 @@ class ImageBody(PicturesBody):
 
 
 @endpoint
-class ImageEndpoint(Endpoint):
+class ImageEndpoint(Endpoint["Rows"]):
     """Say what a photograph shows: an image file of any size, raw RGB bytes, or JSON."""
 
     name = "image"
@@ -65,7 +66,7 @@ class ImageEndpoint(Endpoint):
         """Read the images."""
         return decode_pictures(request, limits)
 
-    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> Any:  # noqa: ARG002
+    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> Rows:  # noqa: ARG002
         """Resize them to the model's size: uint8 (n, height, width, 3), RGB."""
         manifest = models[0].manifest
         _top(query, manifest)
@@ -73,8 +74,12 @@ class ImageEndpoint(Endpoint):
         pixels = to_pixels(query.items, (height, width, 3), lambda image: to_rgb(image, height, width))
         return {manifest.inputs[0].name: pixels}
 
+    async def run(self, inputs: Rows, models: tuple[Predictor, ...], deadline: float) -> Rows:
+        """Have them classified."""
+        return await models[0].predict(inputs, deadline)
+
     def postprocess(
-        self, request: Request, query: Query, inputs: Any, outputs: Any, models: tuple[Predictor, ...]
+        self, request: Request, query: Query, inputs: Rows, outputs: Rows, models: tuple[Predictor, ...]
     ) -> Reply:
         """Name each image and rank its labels."""
         del request, inputs

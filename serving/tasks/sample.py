@@ -1,4 +1,4 @@
-"""``/v1/gan/sample``, ``/v1/vae/*``: digits drawn by a network, redrawn by it, and how strange an image is to it."""
+"""``/v1/gan/sample``, ``/v1/vae/*``: digits drawn and redrawn by networks, and how strange images are to them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _DEFAULT_SAMPLES = 16
 _LARGEST_SEED = 2**63 - 1
 _PIECE = 32
-"""Samples run at once. Fixed, not profiled: how rows are batched shows in the last bits of the answer, and the
-same seed has to give the same picture on every start."""
+"""Samples run at once. Fixed, not profiled: how rows are batched shows in the last bits of the answer, and
+the same seed has to give the same picture on every start."""
 
 
 class SampleBody(BaseModel):
@@ -76,7 +76,7 @@ def anomaly_score(
     return scores
 
 
-class _Sample(Endpoint):
+class _Sample(Endpoint["Rows"]):
     """Draw samples; a PNG grid, or JSON when that is asked for."""
 
     methods = ("GET", "POST")
@@ -103,30 +103,31 @@ class _Sample(Endpoint):
         options["seed"] = whole_number(options, "seed", 0, _LARGEST_SEED, secrets.randbits(32))
         return Query(options=options)
 
-    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> Any:  # noqa: ARG002
+    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> Rows:  # noqa: ARG002
         """Draw float32 (n, latent) from the standard normal distribution."""
-        latent = models[0].manifest.inputs[0].shape[1]
+        _, latent = models[0].manifest.inputs[0].shape
+        if latent is None:
+            raise TypeError(f"{models[0].manifest.model} does not say how many numbers {self.source} has")
         rng = np.random.default_rng(query.options["seed"])
         return {self.source: rng.standard_normal((query.options["n"], latent), np.float32)}
 
-    async def run(self, inputs: Rows, models: tuple[Predictor, ...], deadline: float) -> Any:
+    async def run(self, inputs: Rows, models: tuple[Predictor, ...], deadline: float) -> Rows:
         """Draw, in batches shared with nobody."""
         rows = len(inputs[self.source])
         pieces = [
-            {name: array[start : start + _PIECE] for name, array in inputs.items()}
-            for start in range(0, rows, _PIECE)
+            {name: array[start : start + _PIECE] for name, array in inputs.items()} for start in range(0, rows, _PIECE)
         ]
         return await models[0].predict_pieces(pieces, deadline, alone=True)
 
     def postprocess(
-        self, request: Request, query: Query, inputs: Any, outputs: Any, models: tuple[Predictor, ...]
+        self, request: Request, query: Query, inputs: Rows, outputs: Rows, models: tuple[Predictor, ...]
     ) -> Reply:
         """Show what was drawn."""
         manifest = models[0].manifest
         images = _to_grey_levels(outputs[manifest.outputs[0].name])
         seed = query.options["seed"]
         if prefers_json(request.accept):
-            samples = [{"png": _png_base64(image)} for image in images]
+            samples: list[dict[str, Any]] = [{"png": _png_base64(image)} for image in images]
             for sample, digit in zip(samples, inputs.get("digit", ()), strict=False):
                 sample["digit"] = int(digit)
             return json_reply({**header(manifest), "seed": seed, "samples": samples})
@@ -143,7 +144,7 @@ class GanSample(_Sample):
     body: ClassVar = GanSampleBody
     source = "noise"
 
-    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> Any:
+    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> Rows:
         """Draw the noise, and set the digits: int32 (n,), the one asked for or all of them in turn."""
         inputs = super().preprocess(query, models, limits)
         digits = len(models[0].manifest.labels)
@@ -161,14 +162,14 @@ class VaeSample(_Sample):
     path = "/v1/vae/sample"
     source = "latent"
 
-    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> Any:
+    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> Rows:
         """Draw the latent vectors."""
         if "digit" in query.options:
             raise UnusableError("This model is not told which digit to draw; /v1/gan/sample takes a digit.")
         return super().preprocess(query, models, limits)
 
 
-class _Autoencoder(Endpoint):
+class _Autoencoder(Endpoint["Rows"]):
     """Encode images and decode them again."""
 
     task = "encode"
@@ -193,15 +194,15 @@ class _Autoencoder(Endpoint):
         """Read the images."""
         return decode_pictures(request, limits)
 
-    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> Any:  # noqa: ARG002
-        """Resize them to grey, uint8 (n, 28, 28): not made to look like digits, for that would hide the strange."""
+    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> Rows:  # noqa: ARG002
+        """Resize them to grey, uint8 (n, 28, 28); made to look like digits, the strange would not show."""
         manifest = models[0].manifest
         size = manifest.preprocessing.parameters
         height, width = size["height"], size["width"]
         pixels = to_pixels(query.items, (height, width), lambda image: to_grey(image, height, width))
         return {manifest.inputs[0].name: pixels}
 
-    async def run(self, inputs: Rows, models: tuple[Predictor, ...], deadline: float) -> Any:
+    async def run(self, inputs: Rows, models: tuple[Predictor, ...], deadline: float) -> Rows:
         """Encode, then decode the mean."""
         encoder, decoder = models
         codes = await encoder.predict(inputs, deadline)
@@ -218,7 +219,7 @@ class Reconstruct(_Autoencoder):
     answer = None
 
     def postprocess(
-        self, request: Request, query: Query, inputs: Any, outputs: Any, models: tuple[Predictor, ...]
+        self, request: Request, query: Query, inputs: Rows, outputs: Rows, models: tuple[Predictor, ...]
     ) -> Reply:
         """Show each image and what became of it."""
         del query
@@ -258,7 +259,7 @@ class Anomaly(_Autoencoder):
     answer: ClassVar = AnomalyAnswer
 
     def postprocess(
-        self, request: Request, query: Query, inputs: Any, outputs: Any, models: tuple[Predictor, ...]
+        self, request: Request, query: Query, inputs: Rows, outputs: Rows, models: tuple[Predictor, ...]
     ) -> Reply:
         """Hold each score against the threshold."""
         del request, query

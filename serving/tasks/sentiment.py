@@ -15,6 +15,7 @@ from serving.tasks._classes import Answer, header
 from serving.tasks._reading import check_rows, kind, merge_options, read_json, unsupported
 
 if TYPE_CHECKING:
+    from serving.batching import Rows
     from serving.manifest import Manifest
     from serving.predictor import Predictor
 
@@ -47,7 +48,7 @@ class SentimentBody(BaseModel):
 
 
 @endpoint
-class SentimentEndpoint(Endpoint):
+class SentimentEndpoint(Endpoint[list[Encoded]]):
     """Judge a review: plain text, or JSON with one text or several."""
 
     name = "sentiment"
@@ -74,20 +75,25 @@ class SentimentEndpoint(Endpoint):
         texts = _texts(content, limits)
         return Query(texts, merge_options(request.query, content, ("text", "texts")))
 
-    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> Any:  # noqa: ARG002
+    def preprocess(self, query: Query, models: tuple[Predictor, ...], limits: Limits) -> list[Encoded]:  # noqa: ARG002
         """Turn each text into token ids."""
         encoder = models[0].encoder
         if encoder is None:
             raise TypeError(f"{models[0].manifest.model} has no text preprocessing")
         return [encoder.encode(text) for text in query.items]
 
-    async def run(self, inputs: list[Encoded], models: tuple[Predictor, ...], deadline: float) -> Any:
+    async def run(self, inputs: list[Encoded], models: tuple[Predictor, ...], deadline: float) -> Rows:
         """Have every text judged; each is a piece of its own, so that like lengths meet in a batch."""
         name = models[0].manifest.inputs[0].name
         return await models[0].predict_pieces([{name: text.ids[None]} for text in inputs], deadline)
 
     def postprocess(
-        self, request: Request, query: Query, inputs: list[Encoded], outputs: Any, models: tuple[Predictor, ...]
+        self,
+        request: Request,
+        query: Query,
+        inputs: list[Encoded],
+        outputs: Rows,
+        models: tuple[Predictor, ...],
     ) -> Reply:
         """Give the verdicts."""
         del request, query

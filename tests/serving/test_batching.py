@@ -39,10 +39,10 @@ def rows(*values: float) -> Rows:
     return {"x": np.array(values, np.float32)}
 
 
-def make(run: Callable[[Rows], Rows] = double, **options: Any) -> tuple[Batcher, Observer]:
+def make(run: Callable[[Rows], Rows] = double, **options: object) -> tuple[Batcher, Observer]:
     observer = Observer()
     options = {"batch_size": 4, "queue_rows": 100, "seconds_per_row": 0.0, **options}
-    return Batcher(run, observer, **options), observer
+    return Batcher(run, observer, **options), observer  # type: ignore[arg-type]
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -141,7 +141,8 @@ def test_of_a_failing_batch_only_the_bad_row_fails():
     async def main() -> None:
         batcher, _ = make(fail_on_nan)
         results = await asyncio.gather(
-            *(batcher.submit([rows(value)], FOREVER) for value in (1, float("nan"), 3)), return_exceptions=True
+            *(batcher.submit([rows(value)], FOREVER) for value in (1, float("nan"), 3)),
+            return_exceptions=True,
         )
         assert isinstance(results[1], ValueError)
         assert [results[index][0]["y"].tolist() for index in (0, 2)] == [[2], [6]]
@@ -243,9 +244,7 @@ def test_when_the_thread_is_gone_everyone_is_answered_and_the_batcher_says_so():
         executor = ThreadPoolExecutor(1)
         batcher, _ = make(executor=executor)
         executor.shutdown()
-        results = await asyncio.gather(
-            *(batcher.submit([rows(i)], FOREVER) for i in range(6)), return_exceptions=True
-        )
+        results = await asyncio.gather(*(batcher.submit([rows(i)], FOREVER) for i in range(6)), return_exceptions=True)
         assert all(isinstance(result, UnavailableError) for result in results)
         assert batcher.dead
         with pytest.raises(UnavailableError):

@@ -6,6 +6,7 @@ import re
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -35,9 +36,7 @@ def flood(server: Server, path: str, content: bytes, headers: dict[str, str], co
     async def main() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=count)
         async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=60) as client:
-            return await asyncio.gather(
-                *(client.post(path, content=content, headers=headers) for _ in range(count))
-            )
+            return await asyncio.gather(*(client.post(path, content=content, headers=headers) for _ in range(count)))
 
     return asyncio.run(main())
 
@@ -53,8 +52,9 @@ def flood(server: Server, path: str, content: bytes, headers: dict[str, str], co
 def test_requests_that_come_together_run_together(
     server: Server, path: str, model: str, content: bytes, headers: dict[str, str]
 ):
-    rows, batches = metric(server, "sextant_batch_rows_sum", model=model), metric(
-        server, "sextant_batch_rows_count", model=model
+    rows, batches = (
+        metric(server, "sextant_batch_rows_sum", model=model),
+        metric(server, "sextant_batch_rows_count", model=model),
     )
     sent = 0
     for _ in range(20):  # the kernel decides what arrives together: ask until it has
@@ -102,7 +102,11 @@ def test_what_cannot_be_queued_is_refused_with_the_time_to_come_back(small_model
 
 def test_a_passed_deadline_is_told_and_a_slow_body_is_not_waited_for(small_models: Path, tmp_path: Path):
     with serve(
-        small_models, tmp_path / "log.txt", models="vgg16_transfer", deadline_seconds="0.002", access_log="true"
+        small_models,
+        tmp_path / "log.txt",
+        models="vgg16_transfer",
+        deadline_seconds="0.002",
+        access_log="true",
     ) as server:
         photos = json.dumps({"images": [pictures.photo(side=48).tolist()] * 32}).encode()
         response = server.post("/v1/image", photos, "application/json")
@@ -174,7 +178,7 @@ def test_a_wrong_setting_is_one_clear_error_at_start(small_models: Path, tmp_pat
     assert "Traceback" not in log.read_text()
 
 
-def _until(condition) -> None:
+def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline

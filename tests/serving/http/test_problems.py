@@ -6,6 +6,7 @@ import socket
 import time
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from tests.conftest import Server
@@ -89,8 +90,20 @@ HOSTILE = {
     ),
     "top of 0": (IMAGE + "?top=0", pictures.file(pictures.digit()), PNG, 422, "from 1 to 10; received 0"),
     "top of 11": (IMAGE + "?top=11", pictures.file(pictures.digit()), PNG, 422, "received 11"),
-    "unknown model": (IMAGE + "?model=resnet", pictures.file(pictures.digit()), PNG, 404, "cifar10_cnn, vgg16_transfer"),
-    "model of another task": (IMAGE + "?model=mnist_mlp", pictures.file(pictures.digit()), PNG, 404, "cifar10_cnn"),
+    "unknown model": (
+        IMAGE + "?model=resnet",
+        pictures.file(pictures.digit()),
+        PNG,
+        404,
+        "cifar10_cnn, vgg16_transfer",
+    ),
+    "model of another task": (
+        IMAGE + "?model=mnist_mlp",
+        pictures.file(pictures.digit()),
+        PNG,
+        404,
+        "cifar10_cnn",
+    ),
     "model of the wrong kind": (SENTIMENT, '{"text": "x", "model": {"a": 1}}', JSON, 404, "imdb_lstm"),
     "empty text": (SENTIMENT, '{"text": ""}', JSON, 422, "empty"),
     "blank text": (SENTIMENT, b" \n\t ", TEXT, 422, "empty"),
@@ -114,7 +127,13 @@ HOSTILE = {
     "a seed of 2**64": (f"/v1/vae/sample?seed={2**64}", b"", "", 422, "seed must be"),
     "digit 10": ("/v1/gan/sample?digit=10", b"", "", 422, "from 0 to 9; received 10"),
     "a digit for the VAE": ("/v1/vae/sample?digit=1", b"", "", 422, "/v1/gan/sample"),
-    "sample of a discriminator": ("/v1/gan/sample?model=mnist_gan_discriminator", b"", "", 404, "mnist_gan_generator"),
+    "sample of a discriminator": (
+        "/v1/gan/sample?model=mnist_gan_discriminator",
+        b"",
+        "",
+        404,
+        "mnist_gan_generator",
+    ),
     "sample of text": ("/v1/gan/sample", b"n=3", TEXT, 415, JSON),
     "33 parameters": ("/v1/gan/sample?" + "&".join(f"a{i}=1" for i in range(33)), b"", "", 400, "32"),
     "anomaly of text": ("/v1/vae/anomaly", b"no image", PNG, 400, ""),
@@ -126,7 +145,7 @@ HOSTILE = {
 }
 
 
-def check_problem(response, status: int) -> dict:
+def check_problem(response: httpx.Response, status: int) -> dict:
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     problem = response.json()
@@ -147,15 +166,16 @@ def test_a_hostile_request_gets_its_problem_and_the_next_one_is_answered(
     assert server.post(DIGIT, images(PIXELS), JSON).status_code == 200
 
 
-@pytest.mark.parametrize(("method", "path", "allowed"), [
-    ("GET", DIGIT, "POST"),
-    ("PUT", IMAGE, "POST"),
-    ("DELETE", "/v1/gan/sample", "GET, POST"),
-    ("PATCH", "/v1/models/mnist_mlp", "GET, HEAD"),
-])
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", DIGIT, "POST"),
+        ("PUT", IMAGE, "POST"),
+        ("DELETE", "/v1/gan/sample", "GET, POST"),
+        ("PATCH", "/v1/models/mnist_mlp", "GET, HEAD"),
+    ],
+)
 def test_a_wrong_method_is_told_the_right_ones(server: Server, method: str, path: str, allowed: str):
-    import httpx
-
     response = httpx.request(method, server.url + path)
     check_problem(response, 405)
     assert response.headers["allow"] == allowed
@@ -175,8 +195,6 @@ def test_a_body_without_length_is_capped_as_it_arrives(server: Server):
         for _ in range(100):
             yield b"good " * 20_000
 
-    import httpx
-
     response = httpx.post(server.url + SENTIMENT, content=endless(), headers={"content-type": TEXT}, timeout=30)
     check_problem(response, 413)
 
@@ -185,8 +203,8 @@ def test_a_client_that_goes_away_disturbs_nobody(server: Server):
     address = urlsplit(server.url)
     for sent in (
         b"POST /v1/digit HTTP/1.1\r\nhost: x\r\ncontent-length: 784\r\n\r\nabc",  # body cut
-        b"POST /v1/digit HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\ncontent-length: 784\r\n\r\n"
-        + bytes(784),  # answer not awaited
+        b"POST /v1/digit HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\n"
+        b"content-length: 784\r\n\r\n" + bytes(784),  # answer not awaited
         b"\x16\x03\x01 no HTTP at all\r\n\r\n",
     ):
         with socket.create_connection((address.hostname, address.port), 10) as connection:

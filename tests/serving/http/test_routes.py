@@ -3,11 +3,15 @@
 import base64
 import io
 import json
+from pathlib import Path
+from typing import Any
 
 import bentoml
+import httpx
 import numpy as np
 import onnxruntime
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from serving.preprocessing.image import to_digit, to_rgb
@@ -19,13 +23,13 @@ from tests.serving import pictures
 PNG, JSON, OCTETS = "image/png", "application/json", "application/octet-stream"
 
 
-def run(models, model: str, **inputs):
+def run(models: Path, model: str, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
     session = onnxruntime.InferenceSession(models / model / "1" / "model.onnx")
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, inputs), strict=True))
 
 
-def predictions(response):
+def predictions(response: httpx.Response) -> list[dict[str, Any]]:
     assert response.status_code == 200, response.text
     return response.json()["predictions"]
 
@@ -37,12 +41,16 @@ def open_png(content: bytes) -> Image.Image:
 
 
 class TestDigit:
-    def test_an_image_file_is_read_as_a_person_would_send_it(self, server: Server, small_models):
+    def test_an_image_file_is_read_as_a_person_would_send_it(self, server: Server, small_models: Path):
         image = pictures.digit(7)
         response = server.post("/v1/digit", pictures.file(image), PNG)
         (found,) = predictions(response)
         expected = run(small_models, "mnist_mlp", pixels=to_digit(image)[None])["probabilities"][0]
-        assert response.json() | {"predictions": []} == {"model": "mnist_mlp", "version": 1, "predictions": []}
+        assert response.json() | {"predictions": []} == {
+            "model": "mnist_mlp",
+            "version": 1,
+            "predictions": [],
+        }
         np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
         assert found["index"] == expected.argmax()
         assert found["label"] == DIGITS[found["index"]]
@@ -98,7 +106,7 @@ class TestDigit:
 
 
 class TestImage:
-    def test_the_labels_are_ranked(self, server: Server, small_models):
+    def test_the_labels_are_ranked(self, server: Server, small_models: Path):
         photo = Image.fromarray(pictures.photo(side=50))
         (found,) = predictions(server.post("/v1/image?top=4", pictures.file(photo), PNG))
         expected = run(small_models, "cifar10_cnn", pixels=to_rgb(photo, 32, 32)[None])["probabilities"][0]
@@ -122,7 +130,7 @@ class TestImage:
         assert all(answer == answers[0] for answer in answers)
 
     @pytest.mark.parametrize("how", ["query", "json", "form"])
-    def test_the_model_is_chosen_by_name_and_gets_its_own_size(self, server: Server, small_models, how: str):
+    def test_the_model_is_chosen_by_name_and_gets_its_own_size(self, server: Server, small_models: Path, how: str):
         photo = pictures.photo(side=48)
         png = pictures.file(Image.fromarray(photo))
         if how == "query":
@@ -204,7 +212,7 @@ class TestSampling:
         assert [sample["digit"] for sample in answer["samples"]] == [0, 0, 1, 1, *range(2, 10)]
         assert {open_png(base64.b64decode(sample["png"])).size for sample in answer["samples"]} == {(28, 28)}
 
-    def test_one_digit_can_be_asked_for(self, server: Server, small_models):
+    def test_one_digit_can_be_asked_for(self, server: Server, small_models: Path):
         answer = server.post(
             "/v1/gan/sample", json.dumps({"n": 2, "digit": 4, "seed": 9}), JSON, headers={"accept": JSON}
         ).json()
@@ -225,7 +233,7 @@ class TestSampling:
 
 
 class TestAutoencoder:
-    def test_the_anomaly_score_is_the_negative_elbo(self, server: Server, small_models):
+    def test_the_anomaly_score_is_the_negative_elbo(self, server: Server, small_models: Path):
         pixels = np.stack([pictures.mnist_like(), np.full((28, 28), 255, np.uint8)])
         found = predictions(server.post("/v1/vae/anomaly", json.dumps({"images": pixels.tolist()}), JSON))
         codes = run(small_models, "mnist_vae_encoder", pixels=pixels)
@@ -254,7 +262,7 @@ class TestAutoencoder:
 
 
 class TestModels:
-    def test_every_model_is_listed_with_its_facts(self, server: Server, small_models):
+    def test_every_model_is_listed_with_its_facts(self, server: Server, small_models: Path):
         listed = {entry["model"]: entry for entry in server.get("/v1/models").json()["models"]}
         assert set(listed) == {path.name for path in small_models.iterdir()}
         facts = listed["mnist_mlp"]
