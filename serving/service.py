@@ -15,6 +15,7 @@ import bentoml
 
 from serving.http.front import App, Front
 from serving.http.line import RequestLine
+from serving.http.openapi import complete
 from serving.http.typed import api_method
 from serving.settings import SettingsError, load_settings
 from serving.tasks import discover
@@ -38,6 +39,13 @@ class LeanService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML's inte
         logging.getLogger("uvicorn.access").propagate = False
         application: App = super().to_asgi(is_main)
         return Front(LINE, ENDPOINTS, application) if SETTINGS.front == "lean" else application
+
+    @property
+    def openapi_spec(self) -> Any:  # noqa: ANN401 (BentoML's internals are untyped)
+        """Describe the routes in full."""
+        spec = super().openapi_spec
+        complete(spec.paths, ENDPOINTS)
+        return spec
 
 
 class _Lifecycle:

@@ -286,9 +286,16 @@ class TestBentoML:
         assert "text/html" in server.get("/").headers["content-type"]
         assert "sextant_requests_total" in server.get("/metrics").text
 
-    def test_the_openapi_page_lists_the_routes(self, server: Server):
+    def test_the_openapi_page_lists_the_routes_with_what_they_take_and_answer(self, server: Server):
         paths = server.get("/docs.json").json()["paths"]
-        for route in ("/v1/digit", "/v1/image", "/v1/sentiment", "/v1/gan/sample", "/v1/vae/anomaly"):
+        digit = paths["/v1/digit"]["post"]
+        assert {"application/json", "image/png", "multipart/form-data"} <= set(digit["requestBody"]["content"])
+        assert {"200", "400", "413", "415", "422", "429", "504"} <= set(digit["responses"])
+        assert "text/plain" in paths["/v1/sentiment"]["post"]["requestBody"]["content"]
+        sample = paths["/v1/gan/sample"]["get"]
+        assert {entry["name"] for entry in sample["parameters"]} == {"n", "digit", "seed", "model"}
+        assert "image/png" in sample["responses"]["200"]["content"]
+        for route in ("/v1/image", "/v1/vae/sample", "/v1/vae/reconstruct", "/v1/vae/anomaly", "/v1/models/{model}"):
             assert route in paths
 
     def test_its_client_calls_the_routes_by_name(self, server: Server):
