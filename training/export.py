@@ -59,7 +59,9 @@ def export_onnx(part: Part, folder: Path) -> onnx.ModelProto:
     """Write ``model.onnx``: from the part's own builder where it has one, else by tf2onnx."""
     graph = part.build_onnx() if part.build_onnx is not None else convert(part)
     for tensor in (*graph.graph.input, *graph.graph.output):
-        tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
+        axis = tensor.type.tensor_type.shape.dim[0]
+        if not axis.HasField("dim_value"):  # a fixed batch axis is left for check_graph to find
+            axis.dim_param = "batch"
     graph.producer_name, graph.doc_string = "sextant", ""
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, str(folder / ONNX_FILE))
