@@ -82,7 +82,9 @@ def measure(client: httpx.Client, route: str, model: str, samples: Sequence[Samp
         return bool(prediction["label"] == sample.label)
 
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        answers = tqdm(pool.map(right, samples), desc=model, total=len(samples), unit=" requests", leave=False)
+        answers = tqdm(
+            pool.map(right, samples), desc=model, total=len(samples), unit=" requests", leave=False, disable=None
+        )
         return sum(answers) / len(samples)
 
 

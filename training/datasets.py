@@ -201,7 +201,7 @@ def _read_cifar10(file: Path) -> tuple[Split, Split]:
             images = np.stack(
                 [
                     np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB"))
-                    for name in tqdm(chosen, desc=f"CIFAR-10 {part}", unit=" images", leave=False)
+                    for name in tqdm(chosen, desc=f"CIFAR-10 {part}", unit=" images", leave=False, disable=None)
                 ]
             )
             labels = np.array([CIFAR10_LABELS.index(name.split("/")[1]) for name in chosen], np.uint8)
@@ -211,7 +211,7 @@ def _read_cifar10(file: Path) -> tuple[Split, Split]:
 
 def _read_reviews(file: Path) -> Iterator[dict[str, Any]]:
     with gzip.open(file, "rt", encoding="utf-8") as lines:
-        for line in tqdm(lines, desc="IMDB", total=50_000, unit=" reviews", leave=False):
+        for line in tqdm(lines, desc="IMDB", total=50_000, unit=" reviews", leave=False, disable=None):
             yield json.loads(line)
 
 

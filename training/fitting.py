@@ -85,10 +85,10 @@ def fit(
         shuffle=False,  # the batches come shuffled
         verbose=1 if sys.stdout.isatty() else 2,
         callbacks=[
-            *callbacks,
             EpochLog(log),
-            *kept,
             keras.callbacks.BackupAndRestore(folder / "backup", delete_checkpoint=False),
+            *callbacks,  # behind the backup: averaged weights must not get into it
+            *kept,
         ],
     )
     if monitor is not None:

@@ -16,11 +16,11 @@ from training.architecture import Architecture, Evaluation, Gate, History, Part,
 from training.card import model_card
 from training.datasets import Dataset
 from training.export import check_graph, convert, export_onnx, export_saved_model, toolchain
-from training.parity import check_parity, speedup, write_golden
+from training.parity import check_parity, speedups, write_golden
 from training.publishing import publish, published_versions, staging
 
 GOLDEN_TOLERANCE = 1e-4
-SPEEDUP_TOKENS = 230
+SPEEDUP_TOKENS, PADDED_TOKENS = 230, 500
 
 
 class GateError(RuntimeError):
@@ -104,10 +104,13 @@ def prepare(
     with stage("check_graph") as said:
         said.append(check_graph(part, graph))
         if part.fused:
-            ratio = speedup(part, folder, convert(part), SPEEDUP_TOKENS)
-            said.append(f"{ratio:.1f} times as fast as the plain tf2onnx graph at {SPEEDUP_TOKENS} tokens")
-            on = f"one review of {SPEEDUP_TOKENS} tokens on one thread, against the plain tf2onnx graph"
-            metrics["speedup"] = Metric(value=ratio, data=on)
+            padded, bare = speedups(part, folder, convert(part), SPEEDUP_TOKENS, PADDED_TOKENS)
+            said.append(
+                f"{padded:.1f} times as fast as the plain tf2onnx graph, {bare:.1f} times where that is not padded"
+            )
+            on = f"one review of {SPEEDUP_TOKENS} tokens, one thread, against the plain tf2onnx graph given the review"
+            metrics["speedup"] = Metric(value=padded, data=f"{on} padded to {PADDED_TOKENS}")
+            metrics["speedup_unpadded"] = Metric(value=bare, data=f"{on} unpadded")
     with stage("check_parity") as said:
         parity = check_parity(part, folder, run.seed)
         said.append(f"SavedModel {parity.saved_model:.1e}, onnxruntime {parity.onnx:.1e} from Keras")

@@ -20,6 +20,7 @@ class ImdbGru(Recurrent):
         "epochs": 8,
         "batch_size": 128,
         "learning_rate": 2e-3,
-        "word_dropout": 0.25,
+        "word_dropout": 0.3,
+        "averaging": 0.995,
         "max_tokens": MAX_TOKENS,
     }

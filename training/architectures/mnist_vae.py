@@ -101,7 +101,7 @@ class MnistVae(Architecture):
 
     recipe: ClassVar = {
         "optimizer": "Adam, cosine decay",
-        "epochs": 40,
+        "epochs": 20,
         "batch_size": 128,
         "learning_rate": 2e-3,
         "latent": LATENT,

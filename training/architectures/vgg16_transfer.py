@@ -259,7 +259,7 @@ def _features(
     partial = cache.with_suffix(".partial.npy")
     array = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
     views: list[Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = [images.resize, *[images.change] * copies]
-    with tqdm(total=len(labels), desc="features", unit=" images") as progress:
+    with tqdm(total=len(labels), desc="features", unit=" images", disable=None) as progress:
         for copy, view in enumerate(views):
             for start in range(0, len(split), 100):
                 made = features.predict_on_batch(view(split.x[start : start + 100]))
