@@ -56,10 +56,13 @@ def fit(
     epochs: int = 3,
     learning_rate: float = 1e-2,
     monitor: str | None = "val_loss",
+    averaging: float | None = None,
 ) -> tuple[keras.Model, History]:
     """Fit a new linear model, with other first weights each time."""
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    model.compile(keras.optimizers.Adam(learning_rate), "mse")
+    model.compile(
+        keras.optimizers.Adam(learning_rate, use_ema=averaging is not None, ema_momentum=averaging or 0.9), "mse"
+    )
     history = fitting.fit(
         model,
         _batches(),
@@ -100,6 +103,22 @@ def test_it_ends_as_if_it_had_never_been_cut_off(tmp_path: Path):
     resumed, _ = fit(tmp_path / "cut")  # Adam's moments come back with the weights
     for one, other in zip(whole.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+
+
+def test_averaged_weights_survive_the_cut(tmp_path: Path):
+    def averaged(folder: Path, *callbacks: keras.callbacks.Callback) -> tuple[keras.Model, History]:
+        keras.utils.set_random_seed(5)
+        swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+        return fit(folder, swap, *callbacks, averaging=0.8)
+
+    whole, expected = averaged(tmp_path / "whole")
+    with pytest.raises(PowerCutError):
+        averaged(tmp_path / "cut", Cut(2))
+    resumed, found = averaged(tmp_path / "cut")
+    for one, other in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+    losses, expected_losses = ([row["val_loss"] for row in history.rows] for history in (found, expected))
+    assert losses == pytest.approx(expected_losses, rel=1e-4)
 
 
 def test_a_run_that_was_whole_is_not_trained_again(tmp_path: Path):

@@ -44,9 +44,7 @@ class TestDrawDigit:
         assert abs(np.ptp(rows) + 1 - 140) <= 3
 
     def test_the_digit_stands_where_it_is_put(self) -> None:
-        rows, columns = np.nonzero(
-            np.asarray(draw_digit(0, size=(400, 200), height=0.4, shift=(0.2, -0.1))) < 128
-        )
+        rows, columns = np.nonzero(np.asarray(draw_digit(0, size=(400, 200), height=0.4, shift=(0.2, -0.1))) < 128)
         assert abs((rows.min() + rows.max() + 1) / 2 - 80) <= 1
         assert abs((columns.min() + columns.max() + 1) / 2 - 280) <= 1
 
@@ -127,7 +125,5 @@ class TestReviews:
 
     def test_words_alone_tell_the_label(self) -> None:
         texts, labels, words = reviews(600, seed=2)
-        counts = np.array(
-            [np.bincount([words.index(w) for w in tokenize(t)], minlength=len(words)) for t in texts]
-        )
+        counts = np.array([np.bincount([words.index(w) for w in tokenize(t)], minlength=len(words)) for t in texts])
         assert linear_accuracy(counts[:400], labels[:400], counts[400:], labels[400:]) > 0.8
