@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow reads it when it is imported, below
@@ -20,20 +21,19 @@ from training.registry import architectures
 REPOSITORY = Path(__file__).resolve().parent.parent / "exported_models"
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        message = f"expected a whole number of at least 1, got {text}"
-        raise argparse.ArgumentTypeError(message)
-    return value
+def _whole_number(least: int, most: int) -> Callable[[str], int]:
+    """A parser of whole numbers within bounds."""
 
+    def parse_number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text!r}")
+        return value
 
-def _image_size(text: str) -> int:
-    value = int(text)
-    if not 32 <= value <= 224:
-        message = f"expected 32 to 224 pixels, got {text}"
-        raise argparse.ArgumentTypeError(message)
-    return value
+    return parse_number
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -47,8 +47,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "architecture", choices=[*known, "all"], metavar="ARCHITECTURE", help=f"{', '.join(known)}, all"
     )
-    parser.add_argument("--epochs", type=_positive, help="in place of the recipe's own number")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice (%(default)s)")
+    parser.add_argument("--epochs", type=_whole_number(1, 10_000), help="in place of the recipe's own number")
+    parser.add_argument(
+        "--seed", type=_whole_number(0, 2**32 - 1), default=0, help="of every random choice (%(default)s)"
+    )
     parser.add_argument("--output", type=Path, default=REPOSITORY, help="model repository (exported_models)")
     parser.add_argument(
         "--checkpoints",
@@ -58,7 +60,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="synthetic data, seconds, every stage")
     parser.add_argument(
         "--train-per-class",
-        type=_positive,
+        type=_whole_number(2, 5000),
         metavar="N",
         help="cifar10_cnn, vgg16_transfer: train on N images a class",
     )
@@ -69,7 +71,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--image-size",
-        type=_image_size,
+        type=_whole_number(32, 224),
         metavar="PIXELS",
         help="vgg16_transfer: 32 to 224 (224; in a smoke run 32)",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -193,7 +194,7 @@ def vgg16_base(weights: str, size: int) -> keras.Model:
     if weights != "none":
         try:
             _read_weights(base, Path(weights))
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             message = f"--base-weights {weights}: expected VGG16's convolutions without top, got: {error}"
             raise DatasetError(message) from error
     return base
