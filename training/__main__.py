@@ -14,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow reads it when i
 from training.architecture import Run
 from training.datasets import DATA_DIR_VARIABLE, DatasetError
 from training.export import GraphError
+from training.fitting import ResumeError
 from training.parity import ParityError
 from training.pipeline import GateError, train
 from training.registry import architectures
@@ -98,7 +99,7 @@ def main(arguments: list[str]) -> int:
             )
             try:
                 train(known[name](), run)
-            except (DatasetError, GateError, GraphError, ParityError) as error:
+            except (DatasetError, GateError, GraphError, ParityError, ResumeError) as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 return 1
     return 0

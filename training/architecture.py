@@ -75,7 +75,6 @@ class Part:
         build_onnx: makes the graph from the weights where tf2onnx's own conversion would not do.
         fused: the ONNX operator that the graph must hold, e.g. ``LSTM``; such a graph has no ``Loop``/``Scan``.
         files: further files of the version folder, by name.
-        figures: draws the report's pictures into a folder.
     """
 
     name: str
@@ -90,7 +89,6 @@ class Part:
     build_onnx: Callable[[], onnx.ModelProto] | None = None
     fused: str | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
-    figures: Callable[[Path], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,38 @@ class EpochLog(keras.callbacks.Callback):
         row = {"epoch": epoch + 1, "seconds": time.monotonic() - self._began, **figures}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+class ResumeError(RuntimeError):
+    """The work folder holds checkpoints of a run that was begun otherwise."""
+
+
+def claim(work: Path, terms: Mapping[str, Any]) -> None:
+    """Note in the work folder what its run was begun with, so that no other run goes on from its checkpoints.
+
+    Args:
+        terms: everything that training follows from, as JSON can hold it.
+
+    Raises:
+        ResumeError: naming each term that was another one when the folder's run was begun.
+    """
+    note = work / "run.json"
+    asked = json.loads(json.dumps(terms))
+    if not note.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(asked, indent=2), encoding="utf-8")
+        return
+    begun = json.loads(note.read_text("utf-8"))
+    changed = [
+        f"{name.replace('_', ' ')} was {begun.get(name)}, now is {asked.get(name)}"
+        for name in sorted({*begun, *asked})
+        if begun.get(name) != asked.get(name)
+    ]
+    if changed:
+        raise ResumeError(
+            f"{work} holds a run that was begun otherwise: {'; '.join(changed)}. "
+            "Ask for the same to go on with it, or remove that folder to begin anew."
+        )
 
 
 def read_history(path: Path) -> History:

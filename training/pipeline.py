@@ -16,6 +16,7 @@ from training.architecture import Architecture, Evaluation, Gate, History, Part,
 from training.card import model_card
 from training.datasets import Dataset
 from training.export import check_graph, convert, export_onnx, export_saved_model, toolchain
+from training.fitting import claim
 from training.parity import check_parity, speedups, write_golden
 from training.publishing import publish, published_versions, staging
 
@@ -53,6 +54,7 @@ def train(architecture: Architecture, run: Run) -> list[Path]:
         DatasetError: the data cannot be had.
         GateError, GraphError, ParityError: the model is not good enough, or not the same in all its forms;
             nothing of it is published.
+        ResumeError: the work folder holds a run of other options or data.
     """
     stage = Stages(architecture.name)
     keras.utils.set_random_seed(run.seed)
@@ -60,6 +62,7 @@ def train(architecture: Architecture, run: Run) -> list[Path]:
         data = architecture.load(run)
         sizes = f"{len(data.train)} to train, {len(data.validation)} to validate, {len(data.test)} to test"
         said.append(f"{data.name}, {sizes}")
+    claim(run.work, _terms(architecture, data, run))
     with stage("build") as said:
         model = architecture.build(data, run)
         said.append(f"{model.count_params()} parameters")
@@ -82,6 +85,13 @@ def train(architecture: Architecture, run: Run) -> list[Path]:
             said.append(", ".join(map(str, published)))
     shutil.rmtree(run.work, ignore_errors=True)
     return published
+
+
+def _terms(architecture: Architecture, data: Dataset, run: Run) -> dict[str, object]:
+    """What the weights follow from: recipe, options and data."""
+    options = ("seed", "smoke", "train_per_class", "base_weights", "image_size")
+    given = {name: getattr(run, name) for name in options}
+    return {**architecture.settings(run), **given, "data": f"{data.name} ({data.sha256[:12]})"}
 
 
 def prepare(

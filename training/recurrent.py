@@ -115,6 +115,7 @@ class Recurrent(Architecture):
         predict = tf.function(
             lambda tokens: model(tokens, training=False),
             input_signature=[tf.TensorSpec((None, None), tf.int32)],
+            autograph=False,
         )
         order = np.argsort([len(row) for row in data.test.x], kind="stable")
         probability = np.empty(len(order), np.float32)

@@ -15,6 +15,7 @@ from tests.training.tiny import Tiny, names_below, tiny_run
 from training.architecture import Evaluation, Gate, Part
 from training.datasets import Dataset
 from training.export import GraphError, convert
+from training.fitting import ResumeError
 from training.parity import ParityError
 from training.pipeline import GateError, gate, train
 
@@ -64,6 +65,20 @@ class TestTrain:
         one, other = (np.load(train(Tiny(), tiny_run(tmp_path / name))[0] / "golden.npz") for name in ("a", "b"))
         for name in one.files:
             np.testing.assert_array_equal(one[name], other[name])
+
+    def test_checkpoints_of_other_options_are_not_gone_on_from(self, tmp_path: Path):
+        class Cut(Tiny):
+            """Stops when it has been trained."""
+
+            def evaluate(self, *_: object) -> Evaluation:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(Cut(), tiny_run(tmp_path))
+        with pytest.raises(ResumeError, match=r"work holds a run .*; epochs was 1, now is 2; seed was 0, now is 1\. "):
+            train(Tiny(), tiny_run(tmp_path, epochs=2, seed=1))
+        (published,) = train(Tiny(), tiny_run(tmp_path))
+        assert read_manifest(published).seed == 0
 
     def test_a_missed_gate_publishes_nothing(self, tmp_path: Path):
         class TooGood(Tiny):
@@ -133,7 +148,7 @@ class TestTrain:
         with pytest.raises(KeyboardInterrupt):
             train(Unplugged(), tiny_run(tmp_path))
         assert names_below(tmp_path / "models") == []
-        assert names_below(tmp_path / "work") == ["fit"]
+        assert names_below(tmp_path / "work") == ["fit", "run.json"]
 
 
 def with_graph(

@@ -237,10 +237,14 @@ class _Images:
         data = tf.data.Dataset.from_tensor_slices((split.x, _one_hot(split.y)))
         if seed is not None:
             data = data.shuffle(len(split), seed=seed).batch(batch_size)
-            data = data.map(lambda pixels, labels: (self._augmentation(pixels), labels))
+            change = tf.autograph.experimental.do_not_convert(
+                lambda pixels, labels: (self._augmentation(pixels), labels)
+            )
+            data = data.map(change)
         else:
             data = data.batch(batch_size)
 
+        @tf.autograph.experimental.do_not_convert
         def resize(pixels: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             resized = tf.numpy_function(self.resize, [pixels], tf.uint8)
             return tf.ensure_shape(resized, (None, self._size, self._size, 3)), labels
@@ -275,6 +279,7 @@ def _features(
 def _shuffled(x: NDArray[Any], y: NDArray[np.float32], batch_size: int, seed: int) -> tf.data.Dataset:
     rows = tf.data.Dataset.range(len(y)).shuffle(len(y), seed=seed).batch(batch_size)
 
+    @tf.autograph.experimental.do_not_convert
     def take(chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         features = tf.numpy_function(lambda index: x[index].astype(np.float32), [chosen], tf.float32)
         return tf.ensure_shape(features, (None, *x.shape[1:])), tf.gather(y, chosen)
