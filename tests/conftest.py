@@ -19,7 +19,8 @@ import pytest
 from tests.models import publish_all
 
 ROOT = Path(__file__).resolve().parent.parent
-_START_SECONDS = 120
+BENTOML = [sys.executable, "-m", "bentoml"]
+_START_SECONDS = 200
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,35 @@ def serve(root: Path, log: Path, *, wait_for: int = 200, **settings: str) -> Ite
         wait_for: status of ``/readyz`` that tells that loading is over.
         settings: ``SEXTANT_*`` variables, without the prefix and in lower case.
     """
-    port = _free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SEXTANT_")}
-    environment |= {f"SEXTANT_{name.upper()}": value for name, value in settings.items()}
-    environment |= {
-        "SEXTANT_MODELS_DIR": str(root),
-        "BENTOML_DO_NOT_TRACK": "True",
-        # Servers that share this share the files of their metrics too, and each clears them when it starts.
-        "BENTOML_HOME": str(log.parent / "bentoml"),
-    }
+    environment = {f"SEXTANT_{name.upper()}": value for name, value in settings.items()}
+    command = [*BENTOML, "serve", "serving.service:Sextant"]
+    with running(command, log, wait_for=wait_for, SEXTANT_MODELS_DIR=str(root), **environment) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running(
+    command: list[str], log: Path, *, folder: Path = ROOT, wait_for: int = 200, **environment: str
+) -> Iterator[Server]:
+    """Run ``bentoml serve`` or what leads to it until the block ends, on a free port.
+
+    Args:
+        command: the program and its arguments.
+        log: where its output goes.
+        folder: where it runs.
+        wait_for: status of ``/readyz`` that tells that loading is over.
+        environment: variables over those of the tests; none of theirs for Sextant or make are handed on.
+    """
+    port = free_port()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SEXTANT_", "MAKE", "PORT"))}
+    # Servers that share a store share the files of their metrics too, and each clears them when it starts.
+    own = {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(log.parent / "bentoml"), "PORT": str(port)}
+    own["BENTOML_PORT"] = own["PORT"]  # the one is make's, the other BentoML's
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bentoml", "serve", "serving.service:Sextant", "--port", str(port)],
-            cwd=ROOT,
-            env=environment,
+            command,
+            cwd=folder,
+            env={**inherited, **own, **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -108,7 +124,7 @@ def _wait_until_loaded(server: Server, process: subprocess.Popen[bytes], wait_fo
     raise RuntimeError(f"the server did not come up:\n{server.log.read_text(errors='replace')}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
