@@ -20,6 +20,7 @@ class SmokeRun:
 
     repository: Path
     output: str
+    errors: str
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +39,7 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return SmokeRun(repository, done.stdout)
+    return SmokeRun(repository, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="session")

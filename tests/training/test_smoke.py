@@ -86,7 +86,8 @@ def test_each_stage_prints_its_line_in_order(smoke_run: SmokeRun, architecture: 
 
 
 def test_the_output_is_not_buried_in_warnings(smoke_run: SmokeRun):
-    assert "AutoGraph" not in smoke_run.output
+    assert "AutoGraph" not in smoke_run.output + smoke_run.errors
+    assert "Traceback" not in smoke_run.errors
 
 
 @every_model
