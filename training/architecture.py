@@ -74,6 +74,7 @@ class Part:
             parity and for the golden answers.
         build_onnx: makes the graph from the weights where tf2onnx's own conversion would not do.
         fused: the ONNX operator that the graph must hold, e.g. ``LSTM``; such a graph has no ``Loop``/``Scan``.
+        trained: of a fused part the model as it was trained, whose plain tf2onnx graph its speed is compared with.
         files: further files of the version folder, by name.
     """
 
@@ -88,6 +89,7 @@ class Part:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     build_onnx: Callable[[], onnx.ModelProto] | None = None
     fused: str | None = None
+    trained: keras.Model | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -113,8 +114,9 @@ def prepare(
         said.append(f"{graph.ByteSize() / 1e6:.1f} MB")
     with stage("check_graph") as said:
         said.append(check_graph(part, graph))
-        if part.fused:
-            padded, bare = speedups(part, folder, convert(part), SPEEDUP_TOKENS, PADDED_TOKENS)
+        if part.trained is not None:
+            plain = convert(replace(part, model=part.trained))
+            padded, bare = speedups(part, folder, plain, SPEEDUP_TOKENS, PADDED_TOKENS)
             said.append(
                 f"{padded:.1f} times as fast as the plain tf2onnx graph, {bare:.1f} times where that is not padded"
             )

@@ -150,6 +150,7 @@ class Recurrent(Architecture):
                 labels=SENTIMENT_LABELS,
                 build_onnx=lambda: recurrent_onnx(served),
                 fused=self.layer.__name__,
+                trained=keras.Model({"tokens": model.inputs[0]}, {"probability": model(model.inputs[0])}),
                 files={VOCABULARY_FILE: dump_vocabulary(data.words)},
             ),
         )
