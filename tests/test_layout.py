@@ -119,9 +119,7 @@ def test_every_requirement_is_pinned_and_hashed(name: str):
 def test_requirements_name_no_index_and_no_host(path: Path):
     text = path.read_text(encoding="utf-8")
     assert "://" not in text
-    assert not re.search(
-        r"--(extra-)?index-url|--find-links|--trusted-host|^-[if]\b|file:", text, re.MULTILINE
-    )
+    assert not re.search(r"--(extra-)?index-url|--find-links|--trusted-host|^-[if]\b|file:", text, re.MULTILINE)
 
 
 def test_serving_training_and_development_agree_on_every_version_they_share():

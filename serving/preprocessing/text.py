@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 PADDING, START, UNKNOWN, OFFSET = 0, 1, 2, 3
 
 _SEPARATORS = string.punctuation.replace("'", "") + "\t\n\r"
-_FOLD = str.maketrans(
-    string.ascii_uppercase + _SEPARATORS, string.ascii_lowercase + " " * len(_SEPARATORS)
-)
+_FOLD = str.maketrans(string.ascii_uppercase + _SEPARATORS, string.ascii_lowercase + " " * len(_SEPARATORS))
 
 
 @dataclass(frozen=True)

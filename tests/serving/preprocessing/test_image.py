@@ -76,9 +76,7 @@ class TestModes:
     def test_lossless_webp_keeps_its_values(self) -> None:
         np.testing.assert_array_equal(read(encode(RGB, "WEBP", lossless=True)), RGB)
 
-    @pytest.mark.parametrize(
-        ("file_format", "options"), [("JPEG", {"quality": 95}), ("WEBP", {"quality": 95})]
-    )
+    @pytest.mark.parametrize(("file_format", "options"), [("JPEG", {"quality": 95}), ("WEBP", {"quality": 95})])
     def test_lossy_formats_come_close(self, file_format: str, options: dict[str, int]) -> None:
         smooth = np.tile(np.linspace(40, 200, 64, dtype=np.uint8), (48, 1))
         pixels = read(encode(np.stack([smooth] * 3, axis=-1), file_format, **options))
@@ -150,9 +148,7 @@ class TestModes:
 
     def test_half_transparent_palette_entries_lie_on_white(self) -> None:
         paletted = Image.fromarray(np.full((2, 2, 3), (200, 0, 0), np.uint8)).quantize(1)
-        np.testing.assert_allclose(
-            read(encode(paletted, transparency=b"\x80"))[0, 0], [227, 127, 127], atol=1
-        )
+        np.testing.assert_allclose(read(encode(paletted, transparency=b"\x80"))[0, 0], [227, 127, 127], atol=1)
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_a_turned_camera_is_turned_back(self, orientation: int) -> None:
@@ -163,9 +159,7 @@ class TestModes:
         np.testing.assert_array_equal(read(data), np.asarray(expected))
         assert read(data).shape == ((4, 3, 3) if orientation > 4 else (3, 4, 3))
 
-    @pytest.mark.parametrize(
-        "exif", [b"Exif\0\0not a TIFF block", b"Exif\0\0MM\0*\0\0\0\x08\0\x09", b"\xff" * 40]
-    )
+    @pytest.mark.parametrize("exif", [b"Exif\0\0not a TIFF block", b"Exif\0\0MM\0*\0\0\0\x08\0\x09", b"\xff" * 40])
     def test_broken_exif_does_not_spoil_a_good_picture(self, exif: bytes) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -200,9 +194,7 @@ class TestUnusableFiles:
     def test_damaged_files_raise_nothing_but_image_errors(self, file_format: str) -> None:
         rng = np.random.default_rng(1)
         noise = rng.integers(0, 256, (16, 16, 3), np.uint8)
-        data = encode(
-            Image.fromarray(noise).quantize(16) if file_format in {"GIF", "PNG"} else noise, file_format
-        )
+        data = encode(Image.fromarray(noise).quantize(16) if file_format in {"GIF", "PNG"} else noise, file_format)
         outcomes = set()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -231,9 +223,7 @@ class TestUnusableFiles:
         with pytest.raises(ImageTooLargeError, match="4×3 pixels; at most 11"):
             read(data, max_pixels=11)
 
-    @pytest.mark.parametrize(
-        "options", [{}, {"lossless": True}, {"exif": b"Exif\0\0"}], ids=["VP8", "VP8L", "VP8X"]
-    )
+    @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0"}], ids=["VP8", "VP8L", "VP8X"])
     def test_every_kind_of_webp_header_is_measured(self, options: dict[str, Any]) -> None:
         with pytest.raises(ImageTooLargeError, match="300×200"):
             read(encode(Image.new("RGB", (300, 200)), "WEBP", **options), max_pixels=59_999)
@@ -256,9 +246,7 @@ class TestUnusableFiles:
             with pytest.raises(ImageError) as caught:
                 read(data)
             assert caught.value.__suppress_context__ or caught.value.__context__ is None
-            assert not any(
-                word in str(caught.value) for word in ("PIL", "Pillow", "BytesIO", "0x", "Traceback")
-            )
+            assert not any(word in str(caught.value) for word in ("PIL", "Pillow", "BytesIO", "0x", "Traceback"))
 
     def test_many_threads_get_what_one_gets(self) -> None:
         files = [encode(draw_digit(digit)) for digit in range(10)] * 4
@@ -307,9 +295,7 @@ class TestDigits:
         assert pixels.dtype == np.uint8
         assert pixels.max() == 255
         assert max(ink_box(pixels)) in {19, 20}  # the outermost edge may round to nothing
-        assert (
-            np.abs(centre_of_mass(pixels) - 14.0).max() <= 0.52
-        )  # half a pixel, and grey levels are rounded
+        assert np.abs(centre_of_mass(pixels) - 14.0).max() <= 0.52  # half a pixel, and grey levels are rounded
 
     def test_the_aspect_is_kept(self) -> None:
         bar = Image.new("L", (200, 200), 255)
@@ -328,9 +314,7 @@ class TestDigits:
     @pytest.mark.parametrize(("ink", "paper"), [("red", "green"), ("navy", "black"), ("gold", "white")])
     def test_coloured_ink_is_seen_whatever_its_luma(self, ink: str, paper: str) -> None:
         drawn = draw_digit(5)
-        coloured = Image.composite(
-            Image.new("RGB", drawn.size, paper), Image.new("RGB", drawn.size, ink), drawn
-        )
+        coloured = Image.composite(Image.new("RGB", drawn.size, paper), Image.new("RGB", drawn.size, ink), drawn)
         assert similarity(to_digit(coloured), to_digit(drawn)) > 0.99
 
     @pytest.mark.parametrize("shift", [(-0.2, 0.1), (0.2, 0.2), (0.0, -0.2)])
