@@ -1,12 +1,15 @@
-"""``imdb_lstm``: the IMDB sentiment network with a LSTM."""
+"""``imdb_lstm``: the IMDB sentiment network with a LSTM.
+
+Reads @LSTM@ % of the test reviews right, after about 15 minutes on two cores:
+
+    python -m training imdb_lstm
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import keras
 
-from training.recurrent import MAX_TOKENS, Recurrent
+from training.recurrent import Recurrent
 from training.registry import register
 
 
@@ -15,12 +18,3 @@ class ImdbLstm(Recurrent):
     """Embedding(10 000, 128) → LSTM(128, dropout 0.2, recurrent dropout 0.2) → Dense 1 sigmoid."""
 
     layer = keras.layers.LSTM
-    recipe: ClassVar = {
-        "optimizer": "Adam, cosine decay, clipnorm 1",
-        "epochs": 8,
-        "batch_size": 128,
-        "learning_rate": 2e-3,
-        "word_dropout": 0.3,
-        "averaging": 0.995,
-        "max_tokens": MAX_TOKENS,
-    }
