@@ -1,6 +1,6 @@
 """``imdb_lstm``: the IMDB sentiment network with a LSTM.
 
-Reads @LSTM@ % of the test reviews right, after about 17 minutes of one core:
+Reads 87.8 % of the test reviews right, after about 17 minutes of one core:
 
     python -m training imdb_lstm
 """
