@@ -20,6 +20,7 @@ from training.pipeline import GateError, train
 from training.registry import architectures
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "exported_models"
+SMOKE_REPOSITORY = Path("runs") / "smoke"
 
 
 def _whole_number(least: int, most: int) -> Callable[[str], int]:
@@ -52,7 +53,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seed", type=_whole_number(0, 2**32 - 1), default=0, help="of every random choice (%(default)s)"
     )
-    parser.add_argument("--output", type=Path, default=REPOSITORY, help="model repository (exported_models)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="model repository (exported_models; in a smoke run runs/smoke, so that no toy is served)",
+    )
     parser.add_argument(
         "--checkpoints",
         type=Path,
@@ -88,7 +93,7 @@ def main(arguments: list[str]) -> int:
         checkpoints = options.checkpoints or (Path(scratch) if options.smoke else Path("runs"))
         for name in names:
             run = Run(
-                output=options.output,
+                output=options.output or (SMOKE_REPOSITORY if options.smoke else REPOSITORY),
                 work=checkpoints / f"{name}-seed{options.seed}",
                 seed=options.seed,
                 epochs=options.epochs,

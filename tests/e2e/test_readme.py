@@ -91,7 +91,7 @@ def test_the_architecture_of_the_walk_through_trains_and_is_published(tmp_path: 
     for package in ("training", "serving"):
         subprocess.run(["cp", "-r", ROOT / package, tmp_path / package], check=True)
     (tmp_path / "training" / "architectures" / "mnist_wide.py").write_text(code, "utf-8")
-    (command,) = re.findall(r"`python (-m training mnist_wide --smoke)`", README)
+    (command,) = re.findall(r"`.venv/bin/python (-m training mnist_wide --smoke)`", README)
     subprocess.run(
         [sys.executable, *command.split(), "--output", tmp_path / "models"], cwd=tmp_path, check=True, timeout=300
     )
