@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> int:
             )
             try:
                 train(known[name](), run)
-            except (DatasetError, GateError, GraphError, ParityError, ResumeError) as error:
+            except (DatasetError, FileExistsError, GateError, GraphError, ParityError, ResumeError) as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 return 1
     return 0
