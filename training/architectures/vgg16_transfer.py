@@ -42,13 +42,12 @@ class Vgg16Transfer(Architecture):
 
     recipe: ClassVar = {
         "optimizer": "AdamW, cosine decay, label smoothing 0.1",
-        "augmentation": "mirror, shift 4 px, rotate 10°, zoom 10 %; in fine-tuning mixup",
-        "feature_copies": 1,
-        "mixup": 0.3,
+        "augmentation": "mirror, shift 4 px",
+        "feature_copies": 3,
         "head_epochs": 20,
         "head_learning_rate": 1e-3,
         "epochs": 15,
-        "learning_rate": 3e-4,
+        "learning_rate": 1e-4,
         "weight_decay": 1e-2,
         "batch_size": 64,
         "scratch_epochs": 150,
@@ -119,7 +118,7 @@ class Vgg16Transfer(Architecture):
         _compile(model, recipe["learning_rate"], steps, recipe["weight_decay"])
         tuned = fitting.fit(
             model,
-            images.batches(data.train, recipe["batch_size"], seed=run.seed, mixup=recipe["mixup"]),
+            images.batches(data.train, recipe["batch_size"], seed=run.seed),
             run,
             epochs=recipe["epochs"],
             validation=images.batches(data.validation, recipe["batch_size"]),
@@ -223,7 +222,7 @@ class _Images:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._augmentation = Augmentation(shift=4, rotate=10, zoom=0.1, flip=True, fill="reflect")
+        self._augmentation = Augmentation(shift=4, flip=True, fill="reflect")
 
     def resize(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """uint8 (n, 32, 32, 3) to (n, size, size, 3)."""
@@ -233,8 +232,8 @@ class _Images:
         """A randomly changed copy, resized."""
         return self.resize(self._augmentation(pixels).numpy())
 
-    def batches(self, split: Split, batch_size: int, seed: int | None = None, mixup: float = 0.0) -> tf.data.Dataset:
-        """Batches in order; with a seed shuffled, changed anew each epoch, and mixed. Labels are one-hot."""
+    def batches(self, split: Split, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
+        """Batches in order; with a seed shuffled and changed anew each epoch. Labels are one-hot."""
         data = tf.data.Dataset.from_tensor_slices((split.x, _one_hot(split.y)))
         if seed is not None:
             data = data.shuffle(len(split), seed=seed).batch(batch_size)
@@ -250,21 +249,7 @@ class _Images:
             resized = tf.numpy_function(self.resize, [pixels], tf.uint8)
             return tf.ensure_shape(resized, (None, self._size, self._size, 3)), labels
 
-        data = data.map(resize, num_parallel_calls=2)
-        if mixup:
-            blend = tf.autograph.experimental.do_not_convert(lambda pixels, labels: _mix(pixels, labels, mixup))
-            data = data.map(blend)
-        return data.prefetch(2)
-
-
-def _mix(pixels: tf.Tensor, labels: tf.Tensor, alpha: float) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mixup (Zhang et al., 2018): each image and label blended with the next one's by a Beta(alpha, alpha) share."""
-    gammas = tf.random.gamma((2, tf.shape(labels)[0]), alpha)
-    share = tf.math.divide_no_nan(gammas[0], gammas[0] + gammas[1])
-    weight = share[:, None, None, None]
-    floats = tf.cast(pixels, tf.float32)
-    blended = tf.round(weight * floats + (1 - weight) * tf.roll(floats, 1, axis=0))
-    return tf.cast(blended, tf.uint8), share[:, None] * labels + (1 - share[:, None]) * tf.roll(labels, 1, axis=0)
+        return data.map(resize, num_parallel_calls=2).prefetch(2)
 
 
 def _features(
