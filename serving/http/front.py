@@ -27,6 +27,7 @@ access_logger = logging.getLogger("sextant.access")
 _MODELS = "/v1/models"
 _MODEL = "/v1/models/{model}"
 _READ = ("GET", "HEAD")
+_SAME_ORIGIN = (b"content-security-policy", b"default-src 'self' 'unsafe-inline' data:")
 
 
 class Front:
@@ -57,7 +58,7 @@ class Front:
             route = path if path == _MODELS else _MODEL if path.startswith(_MODELS + "/") else "unknown"
             await self._serve(route, self._tell(route, scope), scope, send)
         else:
-            await self._fallback(scope, receive, _problem_for_missing(path, send))
+            await self._fallback(scope, receive, _tame(path, send))
 
     async def _predict(self, endpoint: Endpoint[Any], scope: Scope, receive: Receive) -> Reply:
         deadline = time.monotonic() + self._line.settings.deadline_seconds
@@ -119,8 +120,11 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _problem_for_missing(path: str, send: Send) -> Send:
-    """Let a reply pass, but for a 404 of BentoML's, which says less than ours."""
+def _tame(path: str, send: Send) -> Send:
+    """Let a reply of BentoML's pass, its 404 replaced by ours, which says more, and its page kept to this server.
+
+    BentoML's OpenAPI page would load a tracker from another host; the content policy has the browser refuse it.
+    """
     missing = False
 
     async def pass_or_replace(message: Message) -> None:
@@ -129,6 +133,8 @@ def _problem_for_missing(path: str, send: Send) -> Send:
             missing = True
             await send_reply(send, problem_reply(NotFoundError(f"There is no {path[:200]}.")))
         elif not missing:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], _SAME_ORIGIN]
             await send(message)
 
     return pass_or_replace

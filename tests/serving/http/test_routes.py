@@ -284,7 +284,14 @@ class TestBentoML:
 
     def test_its_page_and_metrics_are_there(self, server: Server):
         assert "text/html" in server.get("/").headers["content-type"]
+        server.get("/v1/models")
         assert "sextant_requests_total" in server.get("/metrics").text
+
+    def test_its_page_may_load_nothing_from_elsewhere(self, server: Server):
+        """BentoML's page asks for a tracker; the browser is told to refuse it."""
+        page = server.get("/")
+        assert "https://www.googletagmanager.com" in page.text  # else the policy has lost its reason
+        assert page.headers["content-security-policy"].startswith("default-src 'self'")
 
     def test_the_openapi_page_lists_the_routes_with_what_they_take_and_answer(self, server: Server):
         paths = server.get("/docs.json").json()["paths"]
