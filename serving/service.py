@@ -28,6 +28,10 @@ except SettingsError as error:
     raise SystemExit(f"Wrong settings: {error}") from None
 ENDPOINTS = discover()
 LINE = RequestLine(SETTINGS)
+DESCRIPTION = (
+    "# Sextant\n\nSix classic Keras architectures over HTTP: read digits, images and reviews, draw digits, tell what is strange. "
+    "`GET /v1/models` says what is served and how good it is."
+)
 
 
 class LeanService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML's internals are untyped
@@ -39,6 +43,11 @@ class LeanService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML's inte
         logging.getLogger("uvicorn.access").propagate = False
         application: App = super().to_asgi(is_main)
         return Front(LINE, ENDPOINTS, application) if SETTINGS.front == "lean" else application
+
+    @property
+    def doc(self) -> str:
+        """What the OpenAPI page says of the service."""
+        return DESCRIPTION
 
     @property
     def openapi_spec(self) -> Any:  # noqa: ANN401 (BentoML's internals are untyped)
@@ -67,7 +76,7 @@ class _Lifecycle:
 
 
 _MEMBERS = {
-    "__doc__": "Six classic Keras architectures over HTTP.",
+    "__doc__": DESCRIPTION,
     **{endpoint.name: api_method(endpoint, LINE) for endpoint in ENDPOINTS},
 }
 
