@@ -29,7 +29,8 @@ except SettingsError as error:
 ENDPOINTS = discover()
 LINE = RequestLine(SETTINGS)
 DESCRIPTION = (
-    "# Sextant\n\nSix classic Keras architectures over HTTP: read digits, images and reviews, draw digits, tell what is strange. "
+    "# Sextant\n\n"
+    "Six classic Keras architectures over HTTP: read digits, images and reviews, draw digits, tell what is strange. "
     "`GET /v1/models` says what is served and how good it is."
 )
 
