@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -119,10 +120,11 @@ def own_server() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "bentoml", "serve", "serving.service:Sextant"]
+    home = tempfile.TemporaryDirectory(prefix="sextant-")  # a server that shares another's home clears its metrics
     server = subprocess.Popen(  # noqa: S603 - our own command
         [*command, "--host", "127.0.0.1", "--port", str(port)],
         cwd=ROOT,
-        env={**os.environ, "BENTOML_DO_NOT_TRACK": "True"},
+        env={**os.environ, "BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": home.name},
         stdout=subprocess.DEVNULL,
     )
     url = f"http://127.0.0.1:{port}"
@@ -137,6 +139,7 @@ def own_server() -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(30)
+        home.cleanup()
 
 
 def _ready(url: str) -> bool:

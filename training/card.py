@@ -36,7 +36,7 @@ def model_card(manifest: Manifest, *, summary: str, intended_use: str, limits: s
 ## Data
 
 {manifest.data.name}; sha256 of the arrays `{manifest.data.sha256}`. The validation part is taken from the training
-set. The official test set was used once, for the figures below.
+set. The official test set took no part in training, nor in choosing the epoch that was kept.
 
 ## Figures
 

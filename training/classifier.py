@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 import keras
 import numpy as np
@@ -22,7 +23,7 @@ class ImageClassifier(Architecture):
     Subclasses name ``task`` (``digit`` or ``image``) and ``augmentation`` and give the ``layers``.
     """
 
-    task: ClassVar[str]
+    task: ClassVar[Literal["digit", "image"]]
     augmentation: ClassVar[Augmentation]
 
     @abstractmethod
@@ -58,20 +59,29 @@ class ImageClassifier(Architecture):
     def parts(self, model: keras.Model, data: Dataset, evaluation: Evaluation) -> tuple[Part, ...]:
         """The one graph."""
         del evaluation
-        pixels = model.inputs[0]
-        shape = tuple(pixels.shape)
-        return (
-            Part(
-                name=self.name,
-                task=self.task,
-                model=keras.Model({"pixels": pixels}, {"probabilities": model(pixels)}),
-                inputs=(Tensor(name="pixels", dtype="uint8", shape=shape),),
-                outputs=(Tensor(name="probabilities", dtype="float32", shape=(None, len(data.labels))),),
-                preprocessing=Preprocessing(kind=self.task, parameters={"height": shape[1], "width": shape[2]}),
-                examples=draw_digits if self.task == "digit" else draw_objects,
-                labels=data.labels,
-            ),
-        )
+        return (pixels_part(self, self.task, model, data, draw_digits if self.task == "digit" else draw_objects),)
+
+
+def pixels_part(
+    architecture: Architecture,
+    task: Literal["digit", "image"],
+    model: keras.Model,
+    data: Dataset,
+    examples: Callable[[int, np.random.Generator], Arrays],
+) -> Part:
+    """The graph of a classifier: pixels uint8 (batch, height, width[, 3]) to probabilities float32 (batch, classes)."""
+    pixels = model.inputs[0]
+    shape = tuple(pixels.shape)
+    return Part(
+        name=architecture.name,
+        task=task,
+        model=keras.Model({"pixels": pixels}, {"probabilities": model(pixels)}),
+        inputs=(Tensor(name="pixels", dtype="uint8", shape=shape),),
+        outputs=(Tensor(name="probabilities", dtype="float32", shape=(None, len(data.labels))),),
+        preprocessing=Preprocessing(kind=task, parameters={"height": shape[1], "width": shape[2]}),
+        examples=examples,
+        labels=data.labels,
+    )
 
 
 def draw_digits(rows: int, random: np.random.Generator) -> Arrays:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from serving.manifest import ONNX_FILE
 from training.architecture import Run
 from training.architectures.mnist_mlp import MnistMlp
 from training.datasets import Dataset
+from training.parity import answer_onnx, open_session
 from training.publishing import published_versions
 
 
@@ -32,10 +32,10 @@ def digit_judge(data: Dataset, run: Run) -> Judge:
     if versions:
         version = max(versions)
         graph = run.output / "mnist_mlp" / str(version) / ONNX_FILE
-        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        session = open_session(graph)
         return Judge(
             f"mnist_mlp version {version}",
-            lambda images: session.run(["probabilities"], {"pixels": images})[0].argmax(axis=1),
+            lambda images: answer_onnx(session, {"pixels": images})["probabilities"].argmax(axis=1),
         )
     architecture = MnistMlp()
     with tempfile.TemporaryDirectory() as folder:

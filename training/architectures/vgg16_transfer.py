@@ -14,13 +14,13 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from serving.manifest import Metric, Preprocessing, Tensor
+from serving.manifest import Metric
 from serving.preprocessing.image import resize_batch
 from training import fitting
 from training.architecture import Architecture, Arrays, Evaluation, Gate, History, Part, Run
 from training.architectures.cifar10_cnn import Cifar10Cnn
 from training.augmentation import Augmentation
-from training.classifier import draw_objects
+from training.classifier import draw_objects, pixels_part
 from training.datasets import Dataset, DatasetError, Split, load_cifar10
 from training.metrics import classification
 from training.registry import register
@@ -154,24 +154,12 @@ class Vgg16Transfer(Architecture):
     def parts(self, model: keras.Model, data: Dataset, evaluation: Evaluation) -> tuple[Part, ...]:
         """The one graph."""
         del evaluation
-        pixels = model.inputs[0]
-        size = pixels.shape[1]
+        size = model.inputs[0].shape[1]
 
         def examples(rows: int, random: np.random.Generator) -> Arrays:
             return {"pixels": resize_batch(draw_objects(rows, random)["pixels"], size, size)}
 
-        return (
-            Part(
-                name=self.name,
-                task="image",
-                model=keras.Model({"pixels": pixels}, {"probabilities": model(pixels)}),
-                inputs=(Tensor(name="pixels", dtype="uint8", shape=(None, size, size, 3)),),
-                outputs=(Tensor(name="probabilities", dtype="float32", shape=(None, len(data.labels))),),
-                preprocessing=Preprocessing(kind="image", parameters={"height": size, "width": size}),
-                examples=examples,
-                labels=data.labels,
-            ),
-        )
+        return (pixels_part(self, "image", model, data, examples),)
 
 
 def vgg16_base(weights: str, size: int) -> keras.Model:
