@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-REQUIREMENTS = ("serve", "gpu", "train", "dev")
+REQUIREMENTS = ("serve", "gpu", "train", "dev", "load")
+PEERS = ("peers/litserve", "peers/mlserver", "peers/ray")
 TRAINING_ONLY = ("training", "tensorflow", "keras", "tf2onnx", "onnx", "matplotlib")
 
 IMPORT_ALL = """
@@ -106,7 +107,7 @@ def test_training_imports_of_serving_only_what_both_share():
     assert not strangers
 
 
-@pytest.mark.parametrize("name", REQUIREMENTS)
+@pytest.mark.parametrize("name", [*REQUIREMENTS, *PEERS])
 def test_every_requirement_is_pinned_and_hashed(name: str):
     blocks = requirement_blocks(name)
     assert blocks
@@ -115,15 +116,15 @@ def test_every_requirement_is_pinned_and_hashed(name: str):
         assert "--hash=sha256:" in block, block.splitlines()[0]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "requirements").glob("*.*")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "requirements").rglob("*.*")), ids=lambda path: path.name)
 def test_requirements_name_no_index_and_no_host(path: Path):
     text = path.read_text(encoding="utf-8")
     assert "://" not in text
     assert not re.search(r"--(extra-)?index-url|--find-links|--trusted-host|^-[if]\b|file:", text, re.MULTILINE)
 
 
-def test_serving_training_and_development_agree_on_every_version_they_share():
-    versions = [pins(name) for name in ("serve", "train", "dev")]
+def test_serving_training_development_and_load_tests_agree_on_every_version_they_share():
+    versions = [pins(name) for name in ("serve", "train", "dev", "load")]
     assert all(versions)
     for package in set().union(*versions):
         assert len({pinned[package] for pinned in versions if package in pinned}) == 1, package
@@ -133,6 +134,14 @@ def test_the_gpu_pins_differ_from_the_cpu_pins_only_in_the_runtime():
     serve, gpu = pins("serve"), pins("gpu")
     assert {package for package in serve if gpu.get(package) != serve[package]} == {"onnxruntime"}
     assert gpu["onnxruntime-gpu"] == serve["onnxruntime"]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_runs_the_models_by_the_same_runtime(name: str):
+    ours = pins("serve")
+    assert {package: pins(name)[package] for package in ("onnxruntime", "pillow", "numpy")} == {
+        package: ours[package] for package in ("onnxruntime", "pillow", "numpy")
+    }
 
 
 def test_serving_installs_nothing_of_training():
