@@ -30,22 +30,22 @@ class Batchable:
     def __init__(self) -> None:
         self.digits, self.images, self.sentiments = DigitModel(), ImageModel(), SentimentModel()
 
-    @bentoml.api(batchable=True)  # type: ignore[untyped-decorator]
+    @bentoml.api(batchable=True)
     def digit_numbers(self, images: Annotated[np.ndarray, DType("uint8")]) -> list[Answer]:
         """Read digits from nested numbers (n, 28, 28)."""
         return self.digits.predict(images)
 
-    @bentoml.api(batchable=True)  # type: ignore[untyped-decorator]
+    @bentoml.api(batchable=True)
     def digit_files(self, images: list[Image]) -> list[Answer]:
         """Read digits from image files."""
         return self.digits.predict(digits_from_pictures(images))
 
-    @bentoml.api(batchable=True)  # type: ignore[untyped-decorator]
+    @bentoml.api(batchable=True)
     def image_files(self, images: list[Image]) -> list[Answer]:
         """Say what image files show."""
         return self.images.predict(images_from_pictures(images))
 
-    @bentoml.api(batchable=True)  # type: ignore[untyped-decorator]
+    @bentoml.api(batchable=True)
     def sentiments_of(self, texts: list[str]) -> list[Answer]:
         """Judge reviews, in one batch as long as the longest."""
         return self.sentiments.predict(texts)

@@ -33,32 +33,32 @@ class Typed:
     def __init__(self) -> None:
         self.digits, self.images, self.sentiments, self.gan = DigitModel(), ImageModel(), SentimentModel(), GanModel()
 
-    @bentoml.api  # type: ignore[untyped-decorator]
+    @bentoml.api
     def digit_numbers(self, images: Annotated[np.ndarray, DType("uint8")]) -> Answer:
         """Read digits from nested numbers (n, 28, 28)."""
         return self.digits.answer(images)
 
-    @bentoml.api  # type: ignore[untyped-decorator]
+    @bentoml.api
     def digit_bytes(self, pixels: bytes, /) -> Answer:
         """Read a digit from 784 raw bytes."""
         return self.digits.answer(digit_from_bytes(pixels))
 
-    @bentoml.api  # type: ignore[untyped-decorator]
+    @bentoml.api
     def digit_file(self, image: Image, /) -> Answer:
         """Read a digit from an image file."""
         return self.digits.answer(digits_from_pictures([image]))
 
-    @bentoml.api  # type: ignore[untyped-decorator]
+    @bentoml.api
     def image_file(self, image: Image, /) -> Answer:
         """Say what an image file shows."""
         return self.images.answer(images_from_pictures([image]))
 
-    @bentoml.api  # type: ignore[untyped-decorator]
+    @bentoml.api
     def sentiment(self, text: str, /) -> Answer:
         """Judge a review."""
         return self.sentiments.answer(text)
 
-    @bentoml.api  # type: ignore[untyped-decorator]
+    @bentoml.api
     def gan_sample(self, digit: int, seed: int) -> Image:
         """Draw a digit as PNG."""
         return fromarray(self.gan.sample(digit, seed))

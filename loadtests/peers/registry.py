@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Final
 
 from loadtests.payloads import payloads
@@ -89,4 +91,70 @@ PEERS: Final = (
         },
     ),
 )
-EXTRA_PEERS: Final[tuple[Peer, ...]] = ()
+
+
+def _module(name: str) -> Callable[[str, int], list[str]]:
+    def command(python: str, port: int) -> list[str]:
+        return [python, "-m", f"loadtests.peers.{name}", "--port", str(port)]
+
+    return command
+
+
+def _mlserver(python: str, port: int) -> list[str]:
+    # MLServer takes its port from a file or a variable alone.
+    program = str(Path(python).with_name("mlserver"))
+    return ["env", f"MLSERVER_HTTP_PORT={port}", program, "start", "loadtests/peers/mlserver_models"]
+
+
+def _base64(name: str) -> str:
+    return base64.b64encode(_body(name)).decode("ascii")
+
+
+def _infer(model: str, **inputs: tuple[str, list[int], list[Any], str]) -> Request:
+    """Write a request of the Open Inference Protocol from datatype, shape, data and content type of each input."""
+    tensors = [
+        {"name": name, "datatype": datatype, "shape": shape, "data": data, "parameters": {"content_type": content_type}}
+        for name, (datatype, shape, data, content_type) in inputs.items()
+    ]
+    return _json(f"/v2/models/{model}/infer", {"inputs": tensors})
+
+
+EXTRA_PEERS: Final = (
+    Peer(
+        "litserve",
+        "LitServe",
+        "litserve",
+        _module("litserve_app"),
+        {
+            **_as_is(["digit-json"]),
+            "digit-png": _json("/v1/digit", {"image": _base64("digit-png")}),
+            "image-png": _json("/v1/image", {"image": _base64("image-png")}),
+            **{name: _json("/v1/sentiment", {"text": _body(name).decode()}) for name in _REVIEWS},
+            "gan-1": _json("/v1/gan/sample", _SEVEN),
+        },
+        environment="litserve",
+    ),
+    Peer(
+        "mlserver",
+        "MLServer",
+        "mlserver",
+        _mlserver,
+        {
+            "digit-json": _infer("digit", pixels=("UINT8", [1, 28, 28], list(_body("digit-raw")), "np")),
+            "digit-png": _infer("digit_file", file=("BYTES", [1], [_base64("digit-png")], "base64")),
+            "image-png": _infer("image_file", file=("BYTES", [1], [_base64("image-png")], "base64")),
+            **{name: _infer("sentiment", text=("BYTES", [1], [_body(name).decode()], "str")) for name in _REVIEWS},
+            "gan-1": _infer("gan_sample", **{name: ("INT64", [1], [value], "np") for name, value in _SEVEN.items()}),
+        },
+        environment="mlserver",
+    ),
+    Peer(
+        "ray",
+        "Ray Serve",
+        "ray",
+        _module("ray_app"),
+        _as_is(),
+        environment="ray",
+        variables={"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_USAGE_STATS_ENABLED": "0"},
+    ),
+)
