@@ -119,6 +119,8 @@ class Collector:
         closing = threading.Thread(target=self._processor.shutdown, name="tracing-close", daemon=True)
         closing.start()
         closing.join(_CLOSE_SECONDS)
+        if closing.is_alive():
+            self._exporter.lose(f"did not take what was left within {_CLOSE_SECONDS} s")
         self._exporter.shutdown()
 
 
@@ -154,13 +156,16 @@ class _Exporter(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send a batch; called by the processor's thread."""
         self.taken += len(spans)
-        if self._failing and self.paused_until == math.inf:  # closing: not worth the wait
+        # While all is being closed, one failure is enough.
+        if self._stopped or (self._failing and self.paused_until == math.inf):
             return SpanExportResult.FAILURE
         self._reason, self._thread = "", threading.get_ident()
         try:
             result = self._otlp.export(spans)
         finally:
             self._thread = None
+            if self._stopped:
+                self._log.removeFilter(self._overhear)
         self._failing = result is not SpanExportResult.SUCCESS
         if self._failing:
             # Never earlier: a batch that fails while all is being closed must not open it again.
@@ -174,7 +179,7 @@ class _Exporter(SpanExporter):
     def lose(self, reason: str) -> None:
         """Say that traces are lost, once until all has been well for a while."""
         self._tell_again = time.monotonic() + _PAUSE_SECONDS
-        if not self._told:
+        if not self._told and not self._stopped:
             self._told = True
             logger.warning("Traces are lost: the collector at %s %s.", self._url, reason)
 
@@ -183,7 +188,8 @@ class _Exporter(SpanExporter):
         if not self._stopped:
             self._stopped = True
             self._otlp.shutdown()  # type: ignore[no-untyped-call]
-            self._log.removeFilter(self._overhear)
+            if self._thread is None:
+                self._log.removeFilter(self._overhear)
 
     def _overhear(self, record: logging.LogRecord) -> bool:
         """Keep the first thing that the exporter says of a batch of ours; let others' pass."""

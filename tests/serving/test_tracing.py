@@ -37,6 +37,7 @@ class Inbox:
 
     def __init__(self) -> None:
         self.status = 200
+        self.seconds = 0.0  # before it answers
         self.open = threading.Event()
         self.open.set()
         self.paths: list[str] = []
@@ -47,12 +48,14 @@ class Inbox:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 inbox.open.wait()
-                if inbox.status == 200:
+                time.sleep(inbox.seconds)
+                status = inbox.status
+                if status == 200:
                     assert self.headers["content-type"] == "application/x-protobuf"
                     inbox.resources += ExportTraceServiceRequest.FromString(body).resource_spans
                 inbox.paths.append(self.path)
                 answer = ExportTraceServiceResponse().SerializeToString()
-                self.send_response(inbox.status)
+                self.send_response(status)
                 self.send_header("content-length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
@@ -256,6 +259,19 @@ def test_a_collector_that_never_answers_does_not_hold_up_the_end(
         for _ in range(300):
             finish(tracer.begin(TRACEPARENT))
     assert len([record for record in caplog.records if record.levelno >= logging.INFO]) <= 1
+
+
+def test_the_end_does_not_wait_for_a_collector_that_takes_its_time(
+    inbox: Inbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    inbox.seconds = 2.5
+    with tracing(inbox.url) as tracer:
+        for _ in range(340):  # four batches, ten seconds
+            finish(tracer.begin(TRACEPARENT))
+    assert len(inbox.paths) < 4
+    until(lambda: not any(thread.name.startswith("OtelBatch") for thread in threading.enumerate()))
+    [message] = caplog.messages
+    assert "what was left" in message
 
 
 def test_requests_go_untraced_while_the_collector_fails(inbox: Inbox, caplog: pytest.LogCaptureFixture) -> None:
