@@ -13,16 +13,18 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import DeadlineError, OverloadedError, UnavailableError
 from serving.preprocessing import text
+from serving.tracing import current_trace
 
 Rows: TypeAlias = Mapping[str, NDArray[Any]]
 """Named arrays with one first axis, the rows."""
@@ -35,6 +37,9 @@ _CLEARLY_WORSE = 1.3
 """Below this, a dearer row may be the noise of a busy machine."""
 _SIMILAR_LENGTH = 1.5
 """Rows share a batch when padding makes the shorter at most this many times as long."""
+
+_LOOK_AHEAD = 64
+"""Jobs among which rows of one length are sought."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +114,8 @@ def _timed(run: Run, batch: Rows) -> float:
     return time.perf_counter() - started
 
 
-class BatchObserver(Protocol):
-    """What a batcher reports, for the metrics."""
+class BatchObserver:
+    """What a batcher reports, for the metrics; this one takes note of nothing."""
 
     def waiting(self, rows: int) -> None:
         """Take note of the rows waiting now."""
@@ -124,7 +129,7 @@ class BatchObserver(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """Rows that run together, and who waits for them."""
+    """Rows that run together, and who waits for them; times are on the monotonic clock."""
 
     inputs: Rows
     rows: int
@@ -132,7 +137,10 @@ class _Job:
     alone: bool
     deadline: float
     result: asyncio.Future[Rows]
-    arrived: float = field(default_factory=time.monotonic)
+    arrived: float
+    started: float = 0.0
+    finished: float = 0.0
+    batch: int = 0
 
 
 class Batcher:
@@ -170,7 +178,9 @@ class Batcher:
         self._executor = executor
         self._ragged = ragged
         self._delay = delay
-        self._queue: list[_Job] = []  # in order of arrival
+        # Enough to fill a batch, or to find rows of one length; all, and a long queue would cost more the longer.
+        self._look_ahead = batch_size if ragged is None else max(batch_size, _LOOK_AHEAD)
+        self._queue: deque[_Job] = deque()  # in order of arrival
         self._waiting = 0  # rows in the queue
         self._running = 0  # rows in the execution slot
         self._release: asyncio.Handle | None = None
@@ -197,11 +207,19 @@ class Batcher:
         jobs = self._accept(pieces, deadline, alone=alone)
         try:
             if self._executor is None:  # done in the next turn of the loop: no need for a timer
-                return [await job.result for job in jobs]
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                return [await job.result for job in jobs]
+                outputs = [await job.result for job in jobs]
+            else:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    outputs = [await job.result for job in jobs]
         except TimeoutError:
             raise DeadlineError("The deadline passed before the model had answered.") from None
+        else:
+            if (trace := current_trace.get()) is not None:
+                # Its clock is another by name only.
+                for job in jobs:
+                    trace.stage("queue", job.arrived, job.started, rows=job.rows)
+                    trace.stage("compute", job.started, job.finished, rows=job.batch)
+            return outputs
         finally:
             for job in jobs:
                 if not job.result.cancel() and not job.result.cancelled():
@@ -212,7 +230,7 @@ class Batcher:
         self._dead = self._dead or reason
         if self._release is not None:
             self._release.cancel()
-        jobs, self._queue, self._waiting = self._queue, [], 0
+        jobs, self._queue, self._waiting = self._queue, deque(), 0
         for job in jobs:
             _fail(job, UnavailableError(f"The model cannot answer: {reason}."))
 
@@ -269,6 +287,8 @@ class Batcher:
             return
         self._running = sum(job.rows for job in batch)
         now = time.monotonic()
+        for job in batch:
+            job.started, job.batch = now, self._running
         self._observer.released(reason, self._running, [now - job.arrived for job in batch])
         if self._executor is None:
             self._finish(batch, *self._execute(batch))
@@ -281,37 +301,49 @@ class Batcher:
         future.add_done_callback(lambda done: self._finished(batch, done))
 
     def _take(self) -> tuple[list[_Job], str]:
-        """Take the oldest job, and of the others those most like it in length, up to the batch size."""
-        now = time.monotonic()
-        for job in self._queue:
-            if not job.result.done() and job.deadline < now:
-                _fail(job, DeadlineError("The deadline passed before the model was free."))
-        self._queue = [job for job in self._queue if not job.result.done()]
-        batch: list[_Job] = []
-        reason = "delay" if self._delay else "idle"
-        if self._queue:
-            batch, full = self._choose()
-            reason = "alone" if batch[0].alone else "full" if full else reason
-            taken = set(map(id, batch))
-            self._queue = [job for job in self._queue if id(job) not in taken]
-        self._waiting = sum(job.rows for job in self._queue)
-        return batch, reason
+        """Take the oldest job, and of those behind it the ones most like it in length, up to the batch size."""
+        jobs = self._oldest()
+        if not jobs:
+            return [], ""
+        batch, left = self._choose(jobs)
+        self._queue.extendleft(reversed(left))
+        rows = sum(job.rows for job in batch)
+        self._waiting += sum(job.rows for job in left)
+        if batch[0].alone:
+            return batch, "alone"
+        return batch, "full" if rows >= self.batch_size else "delay" if self._delay else "idle"
 
-    def _choose(self) -> tuple[list[_Job], bool]:
-        first, *others = self._queue
-        batch, rows = [first], first.rows
+    def _oldest(self) -> list[_Job]:
+        """Take the first few jobs out of the queue, but for those whom an answer would not reach any more."""
+        jobs: list[_Job] = []
+        now = time.monotonic()
+        while self._queue and len(jobs) < self._look_ahead:
+            job = self._queue.popleft()
+            self._waiting -= job.rows
+            if job.result.done():
+                continue
+            if job.deadline < now:
+                _fail(job, DeadlineError("The deadline passed before the model was free."))
+            else:
+                jobs.append(job)
+        return jobs
+
+    def _choose(self, jobs: list[_Job]) -> tuple[list[_Job], list[_Job]]:
+        """Divide jobs into those that run with the first one, and the others in their order."""
+        first = jobs[0]
         if first.alone:
-            return batch, False
-        if first.length:
-            others.sort(key=lambda job: abs(job.length - first.length))
-        for job in others:
-            if rows >= self.batch_size:
-                break
+            return [first], jobs[1:]
+        # The sort is stable: of the same length, who came first goes first.
+        like_first = sorted(jobs, key=lambda job: abs(job.length - first.length)) if first.length else jobs
+        batch: list[_Job] = []
+        rows = 0
+        for job in like_first:
             similar = max(job.length, first.length) <= _SIMILAR_LENGTH * min(job.length, first.length)
-            if not job.alone and similar and rows + job.rows <= self.batch_size:
+            if similar and not job.alone and rows + job.rows <= self.batch_size:
                 batch.append(job)
                 rows += job.rows
-        return batch, rows >= self.batch_size
+        taken = set(map(id, batch))
+        return batch, [job for job in jobs if id(job) not in taken]
 
     def _execute(self, batch: list[_Job]) -> tuple[list[Rows | Exception], float]:
         """Run a batch; if it fails, run each job by itself, so that one bad row fails alone."""
@@ -352,7 +384,9 @@ class Batcher:
         # Half old, half new: follows a machine that gets busier, and forgives one slow batch.
         self._seconds_per_row = (self._seconds_per_row + seconds / self._running) / 2
         self._running = 0
+        now = time.monotonic()
         for job, result in zip(batch, results, strict=True):
+            job.finished = now
             if isinstance(result, Exception):
                 _fail(job, result)
             elif not job.result.done():

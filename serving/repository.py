@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from serving.batching import BatchObserver
 from serving.errors import NotFoundError, UnavailableError
 from serving.manifest import (
     GOLDEN_FILE,
@@ -95,17 +96,18 @@ class Repository:
             NotFoundError: there is no such model; those there are, are named.
             UnavailableError: the model was found, but cannot be served; or no model can answer.
         """
-        able = {key: value for key, value in self.predictors.items() if serves(value.manifest)}
-        if name is not None:
-            if name in able:
-                return able[name]
-            if name not in self.predictors and any(record.model == name for record in self.records):
-                raise UnavailableError(f"Model {name} is not available; GET /v1/models/{name} says why.")
-            raise NotFoundError(f"There is no model {name[:100]!r} for this; there are: {', '.join(able) or 'none'}.")
-        if not able:
-            raise UnavailableError("No model that could answer this is served; GET /v1/models lists those found.")
-        default = self._defaults.get(task, "")
-        return able.get(default) or next(iter(able.values()))
+        preferred = self.predictors.get(self._defaults.get(task, "") if name is None else name)
+        if preferred is not None and serves(preferred.manifest):
+            return preferred
+        able = (predictor for predictor in self.predictors.values() if serves(predictor.manifest))
+        if name is None:
+            if (first := next(able, None)) is None:
+                raise UnavailableError("No model that could answer this is served; GET /v1/models lists those found.")
+            return first
+        if name not in self.predictors and any(record.model == name for record in self.records):
+            raise UnavailableError(f"Model {name} is not available; GET /v1/models/{name} says why.")
+        names = ", ".join(predictor.manifest.model for predictor in able) or "none"
+        raise NotFoundError(f"There is no model {name[:100]!r} for this; there are: {names}.")
 
     def versions(self, model: str) -> list[Record]:
         """Return every version of ``model`` that was looked at.
@@ -125,7 +127,7 @@ class Repository:
             predictor.close()
 
 
-def load_repository(settings: Settings, metrics: Metrics) -> Repository:
+def load_repository(settings: Settings, metrics: Metrics | None) -> Repository:
     """Find, check and load every enabled model. Slow: files are hashed and models run. None stops the others."""
     threads = max(1, usable_cores() // settings.workers)
     records: list[Record] = []
@@ -133,7 +135,8 @@ def load_repository(settings: Settings, metrics: Metrics) -> Repository:
     for model in _enabled(settings):
         for record, predictor in _load_model(settings, model, metrics, threads):
             records.append(record)
-            metrics.model_state(record.model, str(record.version), record.state)
+            if metrics is not None:
+                metrics.model_state(record.model, str(record.version), record.state)
             if predictor is not None:
                 predictors[model] = predictor
                 logger.info("serving %s version %d: %s", model, record.version, predictor.profile.reason)
@@ -155,7 +158,7 @@ def _enabled(settings: Settings) -> list[str]:
 
 
 def _load_model(
-    settings: Settings, model: str, metrics: Metrics, threads: int
+    settings: Settings, model: str, metrics: Metrics | None, threads: int
 ) -> list[tuple[Record, Predictor | None]]:
     """Try the versions from the highest down, until one can be served."""
     tried: list[tuple[Record, Predictor | None]] = []
@@ -218,11 +221,14 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise InvalidModelError(f"{name} has sha256 {found[:12]}…; {MANIFEST_FILE} says {digest[:12]}…")
 
 
-def _load_version(folder: Path, manifest: Manifest, settings: Settings, metrics: Metrics, threads: int) -> Predictor:
+def _load_version(
+    folder: Path, manifest: Manifest, settings: Settings, metrics: Metrics | None, threads: int
+) -> Predictor:
     session = Session(folder, manifest, device=settings.device, threads=threads)
     inputs, outputs = load_golden(folder, manifest)
     replay(session, inputs, outputs, manifest.golden_tolerance)
-    return Predictor(manifest, session, inputs, _encoder(folder, manifest), metrics.batches(manifest.model), settings)
+    observer = BatchObserver() if metrics is None else metrics.batches(manifest.model)
+    return Predictor(manifest, session, inputs, _encoder(folder, manifest), observer, settings)
 
 
 def _encoder(folder: Path, manifest: Manifest) -> Encoder | None:

@@ -12,7 +12,9 @@ from typing import Any
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # no usage reports to BentoML's makers
 
 import bentoml
+import uvicorn.config
 
+from serving.http.admission import protocol
 from serving.http.front import App, Front
 from serving.http.line import RequestLine
 from serving.http.openapi import complete
@@ -43,7 +45,12 @@ class LeanService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML's inte
         # Without handlers, uvicorn does not prepare an access log line for every request that nobody reads.
         logging.getLogger("uvicorn.access").propagate = False
         application: App = super().to_asgi(is_main)
-        return Front(LINE, ENDPOINTS, application) if SETTINGS.front == "lean" else application
+        if SETTINGS.front == "bentoml":
+            return application
+        front = Front(LINE, ENDPOINTS, application)
+        # BentoML has uvicorn choose its HTTP protocol, and uvicorn looks here.
+        uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol(front.admission)  # type: ignore[assignment]
+        return front
 
     @property
     def doc(self) -> str:

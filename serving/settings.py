@@ -64,7 +64,7 @@ class Settings(BaseModel):
     max_queue_rows: int = Field(default=1024, ge=1)
     """Rows waiting for one model, above which requests are refused (429)."""
     max_requests: int = Field(default=1024, ge=1)
-    """Requests in progress in one worker, above which more are refused (429)."""
+    """Requests in progress on one route of a worker, above which more are refused (429)."""
     deadline_seconds: float = Field(default=10.0, gt=0, le=3600)
     """Seconds from the first byte of a request after which it is answered 504."""
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
@@ -77,6 +77,10 @@ class Settings(BaseModel):
     """Most samples drawn for one request (422)."""
     front: Literal["lean", "bentoml"] = "lean"
     """``bentoml`` answers through BentoML's own request stack: slower, to compare with."""
+    metrics: bool = True
+    """Whether requests and batches are counted for ``/metrics``; costs about 1 % of the throughput."""
+    otlp_endpoint: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    """OpenTelemetry collector (OTLP over HTTP) for requests with a sampled ``traceparent``; none by default."""
     access_log: bool = False
     """One JSON line a request on the log."""
 

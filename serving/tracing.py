@@ -8,6 +8,7 @@ costs one tuple; its spans are made at the end and sent by a thread. OpenTelemet
 from __future__ import annotations
 
 import re
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -137,6 +138,10 @@ class Trace:
             attributes["error.type"] = str(status)
         request = Span(f"{method if known else 'HTTP'} {route}", start, end, attributes)
         self._collector.send(self._parent, request, self._stages, error=error)
+
+
+current_trace: ContextVar[Trace | None] = ContextVar("current_trace", default=None)
+"""The trace of the request that the current task answers."""
 
 
 def parse_traceparent(header: bytes) -> Parent | None:

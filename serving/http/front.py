@@ -13,12 +13,14 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from serving.errors import MethodNotAllowedError, NotFoundError, OverloadedError, UnavailableError
+from serving.errors import MethodNotAllowedError, NotFoundError, UnavailableError
+from serving.http.admission import Admission
 from serving.http.line import RequestLine, problem_reply
 from serving.http.messages import Reply
 from serving.http.receive import ClientGoneError, Message, Receive, Scope, Send, receive_request
 from serving.http.status import model_reply, models_reply
 from serving.tasks import Endpoint
+from serving.tracing import Trace, Tracer, current_trace
 
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -37,13 +39,16 @@ class Front:
         line: the request line.
         endpoints: the prediction routes.
         fallback: BentoML's application: lifespan, OpenAPI page, ``/metrics``.
+
+    Attributes:
+        admission: knows the requests in progress.
     """
 
     def __init__(self, line: RequestLine, endpoints: Iterable[Endpoint[Any]], fallback: App) -> None:
         self._line = line
         self._endpoints = {endpoint.path: endpoint for endpoint in endpoints}
         self._fallback = fallback
-        self._in_progress = 0
+        self.admission = Admission(self._endpoints, line.settings.max_requests, line.refused)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection's request."""
@@ -58,23 +63,22 @@ class Front:
             route = path if path == _MODELS else _MODEL if path.startswith(_MODELS + "/") else "unknown"
             await self._serve(route, self._tell(route, scope), scope, send)
         else:
+            if path == "/metrics":
+                self._line.flush_metrics()
             await self._fallback(scope, receive, _tame(path, send))
 
     async def _predict(self, endpoint: Endpoint[Any], scope: Scope, receive: Receive) -> Reply:
         deadline = time.monotonic() + self._line.settings.deadline_seconds
         if scope["method"] not in endpoint.methods:
             raise MethodNotAllowedError(scope["method"], endpoint.path, endpoint.methods)
-        limit = self._line.settings.max_requests
-        if self._in_progress >= limit:
-            raise OverloadedError(f"{limit} requests are in progress; try again.", 1, "requests")
-        self._in_progress += 1
+        self.admission.enter(endpoint.path)
         try:
             request = await receive_request(
                 scope, receive, max_body_bytes=self._line.settings.max_body_bytes, deadline=deadline
             )
             return await self._line.answer(endpoint, request, deadline, lambda: _disconnected(receive))
         finally:
-            self._in_progress -= 1
+            self.admission.leave(endpoint.path)
 
     async def _tell(self, route: str, scope: Scope) -> Reply:
         if route == "unknown":
@@ -87,13 +91,17 @@ class Front:
 
     async def _serve(self, route: str, answering: Awaitable[Reply], scope: Scope, send: Send) -> None:
         started = time.perf_counter()
+        trace = None if self._line.tracer is None else begin_trace(self._line.tracer, scope)
         try:
             reply = await self._line.reply(route, answering)
         except ClientGoneError:
             return
         await send_reply(send, reply)
+        ended = time.perf_counter()
+        if trace is not None:
+            trace.end(route=route, method=scope["method"], status=reply.status, start=started, end=ended)
         if self._line.settings.access_log:
-            _log_access(scope, reply, time.perf_counter() - started)
+            _log_access(scope, reply, ended - started)
 
     def _health(self, path: str) -> Reply:
         if path == "/livez" or self._line.ready:
@@ -102,6 +110,19 @@ class Front:
 
     def _routes(self) -> list[str]:
         return [*self._endpoints, _MODELS, _MODEL]
+
+
+def begin_trace(tracer: Tracer, scope: Scope) -> Trace | None:
+    """Begin the trace of a request that asks for one, and make it the current one."""
+    parent = state = b""
+    for name, value in scope["headers"]:
+        if name == b"traceparent":
+            parent += b"," + value if parent else value  # sent twice it is malformed, as the standard wants
+        elif name == b"tracestate":
+            state += b"," + value if state else value
+    trace = tracer.begin(parent, state) if parent else None
+    current_trace.set(trace)
+    return trace
 
 
 async def send_reply(send: Send, reply: Reply) -> None:

@@ -147,12 +147,12 @@ def to_rgb(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
     Pillow's antialiased bilinear filter. The whole picture is squeezed into the shape, aspect not kept, as
     Keras' image loaders do by default: nothing of the object is cut off, and nothing invented at the sides.
     """
-    return np.asarray(_resize(image.convert("RGB"), height, width))
+    return np.asarray(_resize(_convert(image, "RGB"), height, width))
 
 
 def to_grey(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
     """Turn a picture into grey (ITU-R 601 luma) and resize it like `to_rgb`: uint8 (height, width)."""
-    return np.asarray(_resize(image.convert("L"), height, width))
+    return np.asarray(_resize(_convert(image, "L"), height, width))
 
 
 def resize_batch(images: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -256,7 +256,7 @@ def _opaque(image: Image.Image) -> Image.Image:
         case _:
             mode = "RGB"
     if not image.has_transparency_data:
-        return image.convert(mode)
+        return _convert(image, mode)
     layer = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer).convert(mode)
 
@@ -364,6 +364,11 @@ def _centre(ink: NDArray[np.float32]) -> NDArray[np.uint8]:
     (top, left), (height, width) = corner, ink.shape
     digit[top : top + height, left : left + width] = np.rint(ink * 255.0)
     return digit
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    """Convert to ``mode``; Pillow would copy a picture that is in it already, a tenth of a small one's decoding."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _resize(image: Image.Image, height: int, width: int) -> Image.Image:

@@ -44,6 +44,13 @@ def tokenize(text: str) -> list[str]:
     return [word for word in text.translate(_FOLD).split(" ") if word]
 
 
+class _Ids(dict[str, int]):
+    """The id of every word; a look-up needs no call of ours, which is half of its time."""
+
+    def __missing__(self, word: str) -> int:
+        return UNKNOWN
+
+
 class Encoder:
     """Turns text into ids for an embedding of ``vocabulary_size`` rows.
 
@@ -56,14 +63,14 @@ class Encoder:
 
     def __init__(self, words: Iterable[str], vocabulary_size: int, max_tokens: int) -> None:
         ids = ((word, rank + OFFSET) for rank, word in enumerate(words, 1))
-        self._ids = {word: id_ for word, id_ in ids if id_ < vocabulary_size}
+        self._ids = _Ids((word, id_) for word, id_ in ids if id_ < vocabulary_size)
         self.vocabulary_size = vocabulary_size
         self.max_tokens = max_tokens
 
     def encode(self, text: str) -> Encoded:
         """Encode one review; text without a word becomes the single id ``START``."""
         words = tokenize(text)
-        ids = [START, *(self._ids.get(word, UNKNOWN) for word in words)]
+        ids = [START, *map(self._ids.__getitem__, words)]
         return Encoded(
             ids=np.array(ids[-self.max_tokens :], np.int32),
             tokens=len(words),

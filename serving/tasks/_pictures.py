@@ -98,7 +98,8 @@ def to_pixels(
         UnusableError: raw pixels or numbers of another size, numbers outside 0-255, nothing drawn.
         MalformedError: raw bytes that are neither an image nor of the right size.
     """
-    return np.stack(_each(lambda picture: _fit(picture, shape, fit), pictures))
+    rows = _each(lambda picture: _fit(picture, shape, fit), pictures)
+    return rows[0][None] if len(rows) == 1 else np.stack(rows)  # the usual case needs no copy
 
 
 def _images(content: dict[str, Any], limits: Limits) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 from pydantic import BaseModel, Field
 
 from serving.http.messages import Reply, Request, json_reply
@@ -85,10 +84,11 @@ class ImageEndpoint(Endpoint["Rows"]):
         del request, inputs
         manifest = models[0].manifest
         probabilities = outputs[manifest.outputs[0].name]
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, : _top(query, manifest)].tolist()
+        top = _top(query, manifest)
         predictions = classify(probabilities, manifest.labels)
-        for prediction, row, order in zip(predictions, probabilities, best, strict=True):
-            prediction["top"] = [{"label": manifest.labels[i], "confidence": row[i]} for i in order]
+        for prediction, row in zip(predictions, probabilities, strict=True):
+            best = sorted(range(len(row)), key=row.tolist().__getitem__, reverse=True)[:top]
+            prediction["top"] = [{"label": manifest.labels[index], "confidence": row[index]} for index in best]
         return json_reply({**header(manifest), "predictions": predictions})
 
 

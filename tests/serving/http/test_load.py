@@ -73,8 +73,13 @@ def test_metrics_are_right_whichever_worker_is_asked(small_models: Path, tmp_pat
     with serve(small_models, tmp_path / "log.txt", workers="2", models="mnist_mlp") as server:
         for _ in range(60):
             assert server.post("/v1/digit", RAW, "application/octet-stream").status_code == 200
+        # Each worker makes its figures known once a second, and at once when it is asked itself.
+        _until(lambda: metric(server, "sextant_requests_total", route="/v1/digit", status="200") >= 60)
         for _ in range(10):
             assert metric(server, "sextant_requests_total", route="/v1/digit", status="200") == 60
+            assert metric(server, "sextant_request_seconds_count", route="/v1/digit") == 60
+            assert metric(server, "sextant_stage_seconds_count", route="/v1/digit", stage="decode") == 60
+            assert metric(server, "sextant_batch_rows_sum", model="mnist_mlp") == 60
         assert metric(server, "sextant_model_info", model="mnist_mlp", state="AVAILABLE") == 1
 
 
@@ -125,6 +130,40 @@ def test_too_many_requests_in_progress_are_refused(small_models: Path, tmp_path:
             _until(lambda: server.post("/v1/digit", RAW, "application/octet-stream").status_code == 429)
             assert server.get("/readyz").status_code == 200
         _until(lambda: server.post("/v1/digit", RAW, "application/octet-stream").status_code == 200)
+
+
+def test_a_refusal_is_the_same_problem_from_the_head_of_a_request_as_from_its_whole(small_models: Path, tmp_path: Path):
+    # What waits for 100-continue goes the whole way; everything else is refused in the protocol.
+    head = b"POST /v1/digit?top=1 HTTP/1.1\r\nhost: x\r\ncontent-length: 784\r\n"
+    with serve(small_models, tmp_path / "log.txt", models="mnist_mlp,cifar10_cnn", max_requests="1") as server:
+        address = urlsplit(server.url)
+        with socket.create_connection((address.hostname, address.port), 20) as slow:
+            slow.sendall(head + b"\r\nabc")
+            _until(lambda: server.post("/v1/digit", RAW, "application/octet-stream").status_code == 429)
+            early = server.post("/v1/digit", RAW, "application/octet-stream")
+            late = server.post("/v1/digit", RAW, "application/octet-stream", headers={"expect": "100-continue"})
+            assert late.status_code == early.status_code == 429
+            assert late.content == early.content
+            for name in ("content-type", "retry-after"):
+                assert late.headers[name] == early.headers[name]
+            assert early.json()["detail"] == "1 requests are in progress on this route; try again."
+            # The connection goes on after a refusal, its body passed over.
+            with httpx.Client(base_url=server.url, limits=httpx.Limits(max_connections=1)) as client:
+                for _ in range(3):
+                    assert client.post("/v1/digit", content=RAW, headers=OCTETS).status_code == 429
+                assert client.get("/livez").status_code == 200
+            # Another route has its own count.
+            photo = pictures.photo(side=32).tobytes()
+            assert server.post("/v1/image", photo, "application/octet-stream").status_code == 200
+            refused = metric(server, "sextant_refusals_total", route="/v1/digit", reason="requests")
+            answered = metric(server, "sextant_requests_total", route="/v1/digit", status="429")
+            assert refused == answered >= 5
+
+
+def test_without_metrics_only_the_metrics_are_missing(small_models: Path, tmp_path: Path):
+    with serve(small_models, tmp_path / "log.txt", models="mnist_mlp", metrics="false") as server:
+        assert server.post("/v1/digit", RAW, "application/octet-stream").status_code == 200
+        assert "sextant_" not in server.get("/metrics").text
 
 
 def test_clients_that_leave_a_dear_model_disturb_nobody(server: Server):
