@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -24,7 +25,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from serving.tracing import Trace, Tracer, parse_traceparent, parse_tracestate
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT, free_port, serve
+from tests.serving import pictures
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT_ID = "00f067aa0ba902b7"
@@ -395,3 +397,34 @@ def test_headers_are_read_as_opentelemetry_reads_them(parent: str, state: str) -
     if read is not None:
         assert read[:3] == (context.trace_id, context.span_id, int(context.trace_flags))
         assert parse_tracestate(state.encode()) == tuple(context.trace_state.items())
+
+
+def test_the_service_sends_the_stages_of_sampled_requests_alone(
+    inbox: Inbox, small_models: Path, tmp_path: Path
+) -> None:
+    digit = pictures.mnist_like().tobytes()
+    photo = pictures.photo(side=48).tobytes()
+    with serve(
+        small_models, tmp_path / "log.txt", otlp_endpoint=inbox.url, models="mnist_mlp,vgg16_transfer"
+    ) as server:
+        for path, content, headers in (
+            ("/v1/digit", digit, {"traceparent": TRACEPARENT.decode()}),
+            ("/v1/image", photo, {"traceparent": TRACEPARENT.decode()}),
+            ("/v1/digit", b"short", {"traceparent": TRACEPARENT.decode()}),
+            ("/v1/digit", digit, {"traceparent": TRACEPARENT.decode()[:-1] + "0"}),
+            ("/v1/digit", digit, {}),
+        ):
+            server.post(path, content, "application/octet-stream", headers=headers)
+    until(lambda: len(inbox.spans) >= 11)  # the server hands over what is left when it stops
+    requests = [span for span in inbox.spans if span.parent_span_id.hex() == PARENT_ID]
+    assert [(span.name, attributes(span)["http.response.status_code"]) for span in requests] == [
+        ("POST /v1/digit", 200),
+        ("POST /v1/image", 200),
+        ("POST /v1/digit", 422),
+    ]
+    for request, stages in zip(requests, (4, 4, 0), strict=True):
+        children = [span for span in inbox.spans if span.parent_span_id == request.span_id]
+        names = [span.name for span in sorted(children, key=lambda span: span.start_time_unix_nano)]
+        assert names == ["decode", "queue", "compute", "encode"][:stages]
+        assert all(span.start_time_unix_nano >= request.start_time_unix_nano for span in children)
+        assert all(span.end_time_unix_nano <= request.end_time_unix_nano for span in children)
