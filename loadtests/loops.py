@@ -125,8 +125,8 @@ class Loop(ABC):
         return connection
 
     async def _sleep_until(self, time: float) -> None:
-        while (left := self._start + time - perf_counter()) > 0:
-            await asyncio.sleep(left)  # to the millisecond, so perhaps a little short
+        while (left := self._start + time - perf_counter()) > 0:  # noqa: ASYNC110 (a sleep may end a little early)
+            await asyncio.sleep(left)
 
 
 class ClosedLoop(Loop):

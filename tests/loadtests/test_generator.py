@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import threading
 import time
 from collections import Counter
@@ -352,9 +351,9 @@ def test_a_body_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[st
 def test_a_run_leaves_no_connection_and_no_file_open():
     with listening(answering(OK)) as url:
         closed(url, seconds=0.1)
-        before = len(os.listdir("/proc/self/fd")), threading.active_count()
+        before = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
         for _ in range(3):
             closed(url, seconds=0.1)
             opened(url, seconds=0.1)
         time.sleep(0.1)  # the server's side of the connections
-        assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+        assert (len(list(Path("/proc/self/fd").iterdir())), threading.active_count()) == before
