@@ -4,8 +4,8 @@ One bounded queue a model, in the worker's own event loop. Work-conserving: as s
 free, what is queued runs, up to the batch size that the load-time profile found best. Requests that the loop
 read in the same turn are gathered by putting the release at the end of that turn, which costs no time.
 
-A model that is quick even at its batch size runs on the loop itself; a dear one in a thread, one batch at a
-time, so that the loop keeps reading while it computes.
+A batch that is quick runs on the loop itself; a dear one in a thread, one at a time, so that the loop keeps
+reading while it computes.
 """
 
 from __future__ import annotations
@@ -49,14 +49,21 @@ class Profile:
     Attributes:
         milliseconds: time of one batch, by its size.
         batch_size: the most rows worth running at once.
-        inline: whether batches run on the event loop.
+        threads: that a batch runs in.
+        inline: whether batches of the chosen size run on the event loop.
         reason: why, in words.
     """
 
     milliseconds: Mapping[int, float]
     batch_size: int
+    threads: int
     inline: bool
     reason: str
+
+    @property
+    def inline_rows(self) -> int:
+        """The most rows that run on the event loop."""
+        return int(INLINE_SECONDS / self.seconds_per_row) if self.inline else 0
 
     @property
     def seconds_per_row(self) -> float:
@@ -64,7 +71,7 @@ class Profile:
         return self.milliseconds[self.batch_size] / 1000 / self.batch_size
 
 
-def measure(run: Run, sample: Rows, *, largest: int, budget_seconds: float = 0.3) -> Profile:
+def measure(run: Run, sample: Rows, *, largest: int, threads: int = 1, budget_seconds: float = 0.3) -> Profile:
     """Time ``run`` at batch 1, 2, 4, … and choose the batch size.
 
     The smallest size within 10 % of the best cost per row is chosen: what is not gained in throughput should
@@ -75,6 +82,7 @@ def measure(run: Run, sample: Rows, *, largest: int, budget_seconds: float = 0.3
         run: the model.
         sample: at least one row; repeated to make the batches.
         largest: the most rows to try.
+        threads: that ``run`` uses, to be said of it.
         budget_seconds: the most time to spend, about.
     """
     started = time.perf_counter()
@@ -96,10 +104,11 @@ def measure(run: Run, sample: Rows, *, largest: int, budget_seconds: float = 0.3
         size *= 2
     chosen = next(size for size, seconds in times.items() if seconds / size <= best * _NEARLY_BEST)
     inline = times[chosen] <= INLINE_SECONDS
-    where = "on the event loop" if inline else "in a thread"
+    where = "on the event loop" if inline else f"in {threads} threads" if threads > 1 else "in a thread"
     return Profile(
         milliseconds={size: round(seconds * 1000, 4) for size, seconds in times.items()},
         batch_size=chosen,
+        threads=threads,
         inline=inline,
         reason=(
             f"{times[chosen] / chosen * 1000:.3g} ms a row at {chosen}, within 10 % of the best; {stop}. "
@@ -149,10 +158,10 @@ class Batcher:
     Args:
         run: the model; called with at most ``batch_size`` rows, never twice at a time.
         observer: told of every batch.
-        batch_size: most rows run at once.
+        profile: what it costs: the most rows run at once, and which batches run on the event loop. The cost of a
+            row is a first guess; what is measured replaces it.
         queue_rows: most rows waiting; more are refused.
-        seconds_per_row: first guess of the cost of a row; what is measured replaces it.
-        executor: a single thread to run in; None runs on the event loop.
+        executor: a single thread to run dear batches in; None runs all on the event loop.
         ragged: the input whose rows differ in length, padded at the end with zeros when they share a batch.
         delay: seconds to wait for a batch to fill. 0 is right unless a batch costs hardly more than a row,
             as on a GPU.
@@ -162,24 +171,24 @@ class Batcher:
         self,
         run: Run,
         observer: BatchObserver,
+        profile: Profile,
         *,
-        batch_size: int,
         queue_rows: int,
-        seconds_per_row: float,
         executor: Executor | None = None,
         ragged: str | None = None,
         delay: float = 0.0,
     ) -> None:
         self._run = run
         self._observer = observer
-        self.batch_size = batch_size
+        self.batch_size = profile.batch_size
         self._queue_rows = queue_rows
-        self._seconds_per_row = seconds_per_row
+        self._seconds_per_row = profile.seconds_per_row
         self._executor = executor
+        self._inline_rows = math.inf if executor is None else profile.inline_rows
         self._ragged = ragged
         self._delay = delay
         # Enough to fill a batch, or to find rows of one length; all, and a long queue would cost more the longer.
-        self._look_ahead = batch_size if ragged is None else max(batch_size, _LOOK_AHEAD)
+        self._look_ahead = self.batch_size if ragged is None else max(self.batch_size, _LOOK_AHEAD)
         self._queue: deque[_Job] = deque()  # in order of arrival
         self._waiting = 0  # rows in the queue
         self._running = 0  # rows in the execution slot
@@ -206,7 +215,7 @@ class Batcher:
         """
         jobs = self._accept(pieces, deadline, alone=alone)
         try:
-            if self._executor is None:  # done in the next turn of the loop: no need for a timer
+            if all(job.rows <= self._inline_rows for job in jobs):  # soon done: no need for a timer
                 outputs = [await job.result for job in jobs]
             else:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
@@ -290,7 +299,7 @@ class Batcher:
         for job in batch:
             job.started, job.batch = now, self._running
         self._observer.released(reason, self._running, [now - job.arrived for job in batch])
-        if self._executor is None:
+        if self._running <= self._inline_rows:
             self._finish(batch, *self._execute(batch))
             return
         try:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from serving.batching import Batcher, BatchObserver, Profile, Rows, measure
+from serving.batching import Batcher, BatchObserver, Profile, Rows
 from serving.manifest import Manifest
 from serving.preprocessing.text import Encoder
 from serving.session import Session
@@ -20,7 +20,7 @@ class Predictor:
     Args:
         manifest: the model's.
         session: its loaded graph.
-        sample: golden inputs, with which the graph is timed.
+        profile: what a batch costs.
         encoder: the text encoder, for models that take text.
         observer: told of every batch.
         settings: batch and queue limits.
@@ -30,21 +30,20 @@ class Predictor:
         self,
         manifest: Manifest,
         session: Session,
-        sample: Rows,
+        profile: Profile,
         encoder: Encoder | None,
         observer: BatchObserver,
         settings: Settings,
     ) -> None:
         self.manifest = manifest
         self.encoder = encoder
-        self.profile: Profile = measure(session.run, sample, largest=settings.max_batch_size)
-        self._executor = None if self.profile.inline else ThreadPoolExecutor(1, f"run-{manifest.model}")
+        self.profile = profile
+        self._executor = ThreadPoolExecutor(1, f"run-{manifest.model}")  # its thread starts when it is needed
         self._batcher = Batcher(
             session.run,
             observer,
-            batch_size=self.profile.batch_size,
+            profile,
             queue_rows=settings.max_queue_rows,
-            seconds_per_row=self.profile.seconds_per_row,
             executor=self._executor,
             ragged=next((tensor.name for tensor in manifest.inputs if _is_ragged(tensor.shape)), None),
             delay=settings.batch_delay_ms / 1000,
@@ -84,8 +83,7 @@ class Predictor:
     def close(self) -> None:
         """Refuse what waits and let the thread end."""
         self._batcher.close("the server is shutting down")
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 def split(inputs: Rows, size: int) -> list[Rows]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from serving.batching import BatchObserver
+from serving.batching import BatchObserver, Profile, measure
 from serving.errors import NotFoundError, UnavailableError
 from serving.manifest import (
     GOLDEN_FILE,
@@ -30,6 +30,9 @@ from serving.session import Session, SessionError, load_golden, replay, usable_c
 from serving.settings import Settings
 
 logger = logging.getLogger("sextant.repository")
+
+_WORTH_MORE_THREADS = 1.25
+"""How many times faster a model has to be with all threads: they serve one batch, or the other models."""
 
 AVAILABLE, UNAVAILABLE = "AVAILABLE", "UNAVAILABLE"
 
@@ -224,11 +227,23 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 def _load_version(
     folder: Path, manifest: Manifest, settings: Settings, metrics: Metrics | None, threads: int
 ) -> Predictor:
+    session, profile = _open(folder, manifest, settings, threads=1)
+    if threads > 1 and not profile.inline:
+        # Waking other threads takes longer than a cheap batch; a dear one has to be tried.
+        other, faster = _open(folder, manifest, settings, threads=threads)
+        if faster.seconds_per_row * _WORTH_MORE_THREADS < profile.seconds_per_row:
+            session, profile = other, faster
+    observer = BatchObserver() if metrics is None else metrics.batches(manifest.model)
+    return Predictor(manifest, session, profile, _encoder(folder, manifest), observer, settings)
+
+
+def _open(folder: Path, manifest: Manifest, settings: Settings, *, threads: int) -> tuple[Session, Profile]:
     session = Session(folder, manifest, device=settings.device, threads=threads)
     inputs, outputs = load_golden(folder, manifest)
     replay(session, inputs, outputs, manifest.golden_tolerance)
-    observer = BatchObserver() if metrics is None else metrics.batches(manifest.model)
-    return Predictor(manifest, session, inputs, _encoder(folder, manifest), observer, settings)
+    profile = measure(session.run, inputs, largest=settings.max_batch_size, threads=threads)
+    session.trim({name: array[:1] for name, array in inputs.items()})
+    return session, profile
 
 
 def _encoder(folder: Path, manifest: Manifest) -> Encoder | None:

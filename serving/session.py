@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -44,8 +46,11 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Threads that spin between runs would take the cores from the event loop and from other models.
+        # Threads that spin between runs would take the cores from the event loop and from other models. So each
+        # session has its own threads: in a pool shared by all they spin, and Python has no say in that.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        _share_arena(onnxruntime)
+        options.add_session_config_entry("session.use_env_allocators", "1")
         options.log_severity_level = 3
         providers = _providers(device, onnxruntime.get_available_providers())
         try:
@@ -55,10 +60,30 @@ class Session:
         _compare("inputs", manifest.inputs, self._session.get_inputs())
         _compare("outputs", manifest.outputs, self._session.get_outputs())
         self._outputs = [tensor.name for tensor in manifest.outputs]
+        self._trimming = onnxruntime.RunOptions()
+        self._trimming.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph on named inputs of the manifest's dtypes; the first axis is the batch."""
         return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+
+    def trim(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Run once, and give the memory back that earlier, larger runs of any session have left unused."""
+        self._session.run(self._outputs, inputs, self._trimming)
+
+
+@functools.cache
+def _share_arena(onnxruntime: ModuleType) -> None:
+    """Give all sessions of the process one arena, which grows by what is asked for and not by powers of two.
+
+    It has no cap: at one, onnxruntime fails the run. What bounds it is that no batch is larger than its model's
+    profile says.
+    """
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    as_requested = {"arena_extend_strategy": 1}
+    onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg(as_requested))
 
 
 def load_golden(folder: Path, manifest: Manifest) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:

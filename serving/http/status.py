@@ -56,6 +56,7 @@ def describe(repository: Repository, record: Record) -> dict[str, Any]:
         facts["batching"] = {
             "batch_size": profile.batch_size,
             "inline": profile.inline,
+            "threads": profile.threads,
             "milliseconds": {str(size): value for size, value in profile.milliseconds.items()},
             "reason": profile.reason,
         }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.batching import Batcher, Rows, measure
+from serving.batching import Batcher, Profile, Rows, measure
 from serving.errors import DeadlineError, OverloadedError, UnavailableError
 
 FOREVER = float("inf")
@@ -39,10 +39,12 @@ def rows(*values: float) -> Rows:
     return {"x": np.array(values, np.float32)}
 
 
-def make(run: Callable[[Rows], Rows] = double, **options: object) -> tuple[Batcher, Observer]:
+def make(
+    run: Callable[[Rows], Rows] = double, *, batch_size: int = 4, seconds_per_row: float = 0.0, **options: object
+) -> tuple[Batcher, Observer]:
     observer = Observer()
-    options = {"batch_size": 4, "queue_rows": 100, "seconds_per_row": 0.0, **options}
-    return Batcher(run, observer, **options), observer  # type: ignore[arg-type]
+    profile = Profile({batch_size: seconds_per_row * 1000 * batch_size}, batch_size, threads=1, inline=False, reason="")
+    return Batcher(run, observer, profile, **{"queue_rows": 100, **options}), observer  # type: ignore[arg-type]
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -297,3 +299,44 @@ def test_the_profile_keeps_the_smallest_batch_that_is_nearly_the_cheapest_a_row(
     apart = measure(costs_the_same_a_row, rows(1), largest=16, budget_seconds=5)
     assert apart.batch_size == 1
     assert measure(double, rows(1), largest=4).inline
+
+
+def test_what_fits_into_two_milliseconds_runs_on_the_loop_and_more_in_the_thread():
+    async def main() -> None:
+        threads: list[str] = []
+
+        def noting(inputs: Rows) -> Rows:
+            threads.append(threading.current_thread().name)
+            return double(inputs)
+
+        profile = Profile({4: 1.0}, 4, threads=1, inline=True, reason="")
+        assert profile.inline_rows == 8
+        with ThreadPoolExecutor(1, "elsewhere") as executor:
+            batcher = Batcher(noting, Observer(), profile, queue_rows=100, executor=executor)
+            await batcher.submit([rows(*range(8))], FOREVER, alone=True)
+            await batcher.submit([rows(*range(9))], FOREVER, alone=True)
+        assert threads == [threading.current_thread().name, "elsewhere_0"]
+
+    run(main)
+
+
+def test_a_long_queue_is_served_in_order_with_like_lengths_together():
+    async def main() -> None:
+        gate = Gate()
+        with ThreadPoolExecutor(1) as executor:
+            batcher, observer = make(gate, batch_size=2, executor=executor, ragged="x", queue_rows=1000)
+            first = asyncio.ensure_future(batcher.submit([ragged(1)], FOREVER))
+            await gate.running()
+            lengths = [10, 100] * 100
+            waiting = [asyncio.ensure_future(batcher.submit([ragged(length)], FOREVER)) for length in lengths]
+            await asyncio.sleep(0)
+            gate.open.set()
+            answers = await asyncio.gather(first, *waiting)
+        assert [answer[0]["y"].shape[1] for answer in answers[1:]] == lengths
+        assert observer.batches == [("idle", 1), *[("full", 2)] * 100]
+
+    run(main)
+
+
+def ragged(length: int) -> Rows:
+    return {"x": np.ones((1, length), np.int32)}
