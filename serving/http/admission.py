@@ -32,7 +32,7 @@ class Admission:
         self._limit = limit
         self._refused = refused
         self._full: dict[bytes, str] = {}
-        self._refusal = _encode(self._problem())
+        self._head, self._body = _encode(self._problem())
 
     def enter(self, path: str) -> None:
         """Let a request in; it has to `leave`.
@@ -53,29 +53,36 @@ class Admission:
         if self._full:
             self._full.pop(path.encode(), None)
 
-    def refuse(self, target: bytes) -> bytes | None:
-        """Return the whole response to a request for ``target`` if it would be refused anyway."""
+    def refuse(self, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+        """Return the whole response to a request for ``target`` if it would be refused anyway.
+
+        Args:
+            target: path and query.
+            headers: the server's own (``Date``).
+        """
         if not self._full:
             return None
         path = self._full.get(target.partition(b"?")[0])
         if path is None:
             return None
         self._refused(path)
-        return self._refusal
+        return b"".join((self._head, *(b"%b: %b\r\n" % header for header in headers), b"\r\n", self._body))
 
     def _problem(self) -> OverloadedError:
         return OverloadedError(f"{self._limit} requests are in progress on this route; try again.", 1, "requests")
 
 
-def _encode(problem: OverloadedError) -> bytes:
+def _encode(problem: OverloadedError) -> tuple[bytes, bytes]:
+    """Status line and headers, and the body."""
     body = problem.body()
-    head = [
+    lines = [
         f"HTTP/1.1 {problem.status.value} {problem.status.phrase}",
         f"content-type: {PROBLEM_JSON}",
         f"content-length: {len(body)}",
         *(f"{name}: {value}" for name, value in problem.headers),
+        "",
     ]
-    return "\r\n".join([*head, "", ""]).encode("latin-1") + body
+    return "\r\n".join(lines).encode("latin-1"), body
 
 
 class _Answered:
@@ -94,7 +101,9 @@ def protocol(admission: Admission) -> type[HttpToolsProtocol]:
             # A pipelined request has to wait for its turn, and one that asks before it sends its body may
             # never send it: both go the usual way.
             busy = self.cycle is not None and not self.cycle.response_complete
-            refusal = None if busy or self.expect_100_continue else admission.refuse(self.url)
+            refusal = None
+            if not busy and not self.expect_100_continue:
+                refusal = admission.refuse(self.url, self.server_state.default_headers)
             if refusal is None:
                 super().on_headers_complete()
                 return

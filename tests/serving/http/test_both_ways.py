@@ -2,12 +2,15 @@
 
 import base64
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Server, serve
+from tests.conftest import ROOT, Server, serve
 from tests.serving import pictures
 from tests.serving.http.test_problems import HOSTILE
 
@@ -65,3 +68,20 @@ def test_the_lean_front_is_in_place(server: Server, idiomatic: Server):
     lean, slow = (way.post("/v1/digit", PIXELS.tobytes(), "application/octet-stream") for way in (server, idiomatic))
     assert "server" not in lean.headers
     assert slow.headers["server"].startswith("BentoML")
+
+
+def test_uvicorn_asks_the_admission_before_there_is_any_asgi(small_models: Path):
+    """A release of BentoML or uvicorn that moves the hook would refuse late, and nothing else would tell."""
+    code = """
+import uvicorn
+from serving.service import Sextant
+
+config = uvicorn.Config(Sextant.to_asgi())  # as BentoML's worker does
+config.load()
+print(config.http_protocol_class.__module__)
+"""
+    environment = {**os.environ, "SEXTANT_MODELS_DIR": str(small_models), "SEXTANT_FRONT": "lean"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[-1] == "serving.http.admission"

@@ -144,6 +144,7 @@ def test_a_refusal_is_the_same_problem_from_the_head_of_a_request_as_from_its_wh
             late = server.post("/v1/digit", RAW, "application/octet-stream", headers={"expect": "100-continue"})
             assert late.status_code == early.status_code == 429
             assert late.content == early.content
+            assert late.headers.keys() == early.headers.keys()
             for name in ("content-type", "retry-after"):
                 assert late.headers[name] == early.headers[name]
             assert early.json()["detail"] == "1 requests are in progress on this route; try again."
