@@ -1,16 +1,19 @@
 # `make help` lists the targets. GNU make 3.81 and a POSIX shell are enough.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check format train accuracy bento lock clean
+.PHONY: help serve test check format train accuracy bench bench-peers overload bento lock clean
 
 PORT ?= 3000
 WORKERS ?=
 # Not `?=`: several shells and tool chains export HOST as the name of the machine.
 HOST = 127.0.0.1
+ROUTE ?= sentiment-230
 
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+PEERS := litserve mlserver ray
+PEER_VENVS := runs/venvs
 # Twice quiet: errors only. Every pin carries its hashes, so pip installs exactly what was tested or nothing.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --quiet
 
@@ -21,7 +24,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 URL = http://$(if $(filter 0.0.0.0 ::,$(HOST)),127.0.0.1,$(HOST)):$(PORT)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 serve: $(VENV)/.serve ## install what serving needs, serve exported_models/ (PORT=3000 HOST=127.0.0.1 WORKERS=)
 	@echo
@@ -40,10 +43,10 @@ serve: $(VENV)/.serve ## install what serving needs, serve exported_models/ (POR
 	@exec env $(if $(WORKERS),SEXTANT_WORKERS=$(WORKERS)) \
 		$(BIN)/bentoml serve serving.service:Sextant --host $(HOST) --port $(PORT)
 
-test: $(VENV)/.dev ## install the rest and run every test (ARGS="-k digit" for some)
+test: $(VENV)/.load ## install the rest and run every test (ARGS="-k digit" for some)
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: $(VENV)/.dev ## ruff, mypy and the import rules
+check: $(VENV)/.load ## ruff, mypy and the import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -60,11 +63,21 @@ train: $(VENV)/.dev ## train, verify and publish: ARCH=mnist_mlp (or all), ARGS=
 accuracy: $(VENV)/.dev ## real test samples over HTTP: accuracy of each endpoint beside its manifest's
 	@$(BIN)/python -m training.accuracy $(ARGS)
 
+bench: $(VENV)/.load ## the service beside its peers, one core each, and the bars: about 20 minutes
+	@$(BIN)/python -m loadtests.bench $(ARGS)
+	@$(if $(ARGS),,$(BIN)/python -m loadtests.bench --readme)
+
+bench-peers: $(VENV)/.load $(PEERS:%=$(PEER_VENVS)/%/.installed) ## beside LitServe, MLServer and Ray Serve, each in an environment of its own
+	@$(BIN)/python -m loadtests.bench --extra $(ARGS)
+
+overload: $(VENV)/.load ## three times what the service can do, for 30 s, and the verdict: ROUTE=sentiment-230
+	@$(BIN)/python -m loadtests.overload $(ROUTE) $(ARGS)
+
 bento: $(VENV)/.serve ## build the Bento: service, models and pins in one archive
 	@$(BIN)/bentoml build
 
 lock: $(VENV)/.dev ## compile requirements/*.in into hashed pins
-	@cd requirements && for name in serve gpu train dev; do \
+	@cd requirements && for name in serve gpu train dev load $(PEERS:%=peers/%); do \
 		../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 			--no-header --no-emit-index-url --no-emit-find-links $(ARGS) $$name.in --output-file $$name.txt || exit; \
 	done
@@ -89,4 +102,15 @@ $(VENV)/.serve: requirements/serve.txt $(VENV)/.created
 $(VENV)/.dev: requirements/train.txt requirements/dev.txt $(VENV)/.serve
 	@echo "Installing requirements/train.txt and dev.txt into $(VENV) (TensorFlow among them) ..."
 	@$(PIP) install --require-hashes -r requirements/train.txt -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.load: requirements/load.txt $(VENV)/.dev
+	@echo "Installing requirements/load.txt into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements/load.txt
+	@touch $@
+
+$(PEER_VENVS)/%/.installed: requirements/peers/%.txt
+	@echo "Installing $< into $(@D) ..."
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check --no-input --quiet --quiet install --require-hashes -r $<
 	@touch $@

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from loadtests.bars import LATENCY_CASE, MANY_CASE, METRICS_CASE, WORKERS_CASES
 from loadtests.generator import closed_loop
 from loadtests.measurements import Measurements
 from loadtests.peers import EXTRA_PEERS, PEERS, Peer, Request
-from loadtests.processes import ROOT, Server, ServerError, cores, free_port, pinned
+from loadtests.processes import ROOT, Server, ServerError, cores, end_as_interrupted, free_port, pinned
 from loadtests.tables import bars_table, draw, put_between_markers, report, summary
 from loadtests.wire import Address, encode
 
@@ -287,7 +286,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(%(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (%(default)s)")
     parser.add_argument("--smoke", action="store_true", help="each server for a moment with its first payload")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", default=RESULTS, help="(%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="loadtests/results, or of a run in part runs/bench"
+    )
     parser.add_argument(
         "--readme", action="store_true", help="measure nothing: render the results again, and put them into README.md"
     )
@@ -348,8 +349,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     name = "bench-peers" if options.extra else "bench"
     if options.readme:
-        found = Measurements.read(options.output / f"{name}.json")
-        write(found, options.output, name)
+        found = Measurements.read(RESULTS / f"{name}.json")
+        write(found, RESULTS, name)
         where = RESULTS.relative_to(ROOT)
         put_between_markers(ROOT / "README.md", summary(found, f"{where}/{name}.md", f"{where}/{name}.png"))
         return 0
@@ -357,8 +358,10 @@ def main(arguments: list[str]) -> int:
         cases = plan(options)
     except ValueError as error:
         parser.error(str(error))
-    whole = not (options.smoke or options.extra or options.peers or options.payloads)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped, not left paused
+    part = bool(options.smoke or options.peers or options.payloads)
+    whole = not part and not options.extra
+    folder = options.output or (ROOT / "runs" / "bench" if part else RESULTS)
+    end_as_interrupted()
     with tempfile.TemporaryDirectory(prefix="bench-") as home:
         bench = Bench(
             cases,
@@ -369,12 +372,15 @@ def main(arguments: list[str]) -> int:
             home=Path(home),
         )
         found = bench.run()
-    write(found, options.output, name)
+    write(found, folder, name)
     if not options.smoke:
         print(bars_table(found))
-    print(f"{options.output / name}.md, .png, .json")
+    print(f"{folder / name}.md, .png, .json")
     return 1 if any("error" in told for told in found.servers.values()) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import math
-import signal
 import sys
 import tempfile
 import threading
@@ -31,7 +30,7 @@ from loadtests.bars import Bar
 from loadtests.clock import arrival_times
 from loadtests.generator import closed_loop, open_loop
 from loadtests.peers import PEERS
-from loadtests.processes import Server, ServerError, cores, free_port, pinned
+from loadtests.processes import Server, ServerError, cores, end_as_interrupted, free_port, pinned
 from loadtests.result import Floats, Result, milliseconds
 from loadtests.tables import bar_lines
 from loadtests.wire import Address, encode
@@ -80,7 +79,8 @@ class Overload:
     def seconds_of(self, status: int) -> Floats:
         """(answers,) response times of the requests of the overload that were answered so."""
         chosen = self.within(self.result.due, self.start, self.end) & (self.result.status == status)
-        return (self.result.done - self.result.due)[chosen]
+        response: Floats = (self.result.done - self.result.due)[chosen]
+        return response
 
     @property
     def goodput(self) -> float:
@@ -315,7 +315,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not (0 < options.factor < 100 and 1 <= options.seconds < 86_400):
         parser.error(f"expected a factor above 0 and at least 1 s, received {options.factor:g}, {options.seconds:g} s")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_as_interrupted()
     server_cores, own_cores = cores()
     port, request = free_port(), ours.requests[options.route]
     address = Address("127.0.0.1", port)
@@ -348,4 +348,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -75,6 +75,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def end_as_interrupted() -> None:
+    """Take SIGTERM as Ctrl-C: servers are stopped, not left behind, and an event loop lets both through."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
 class Server:
     """A server's process and its children, from start to stop; use as a context manager.
 

@@ -107,9 +107,10 @@ def put_between_markers(path: Path, text: str) -> None:
     Raises:
         MarkerError: they are not there, once each and in order.
     """
-    before, start, rest = path.read_text("utf-8").partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end) or START in after or END in after:
+    told = path.read_text("utf-8")
+    before, _, rest = told.partition(START)
+    _, _, after = rest.partition(END)
+    if (told.count(START), told.count(END), rest.count(END)) != (1, 1, 1):
         raise MarkerError(f'{path.name}: expected one "{START}" and after it one "{END}"')
     path.write_text(f"{before}{START}\n{text}{END}{after}", "utf-8")
 
@@ -120,9 +121,10 @@ def draw(found: Measurements, path: Path) -> None:
     titles = {
         name: title for name, title in found.titles().items() if any(found.each((c, name), "p50_ms") for c in cases)
     }
-    figure = Figure(figsize=(max(6.0, 1.5 * len(cases)), 4.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(max(9.0, 1.5 * len(cases)), 4.4), dpi=110, layout="constrained")
     axes = figure.subplots()
     width = 0.86 / max(len(titles), 1)
+    lowest = min((row["requests_per_second"] for row in found.rows if row["requests_per_second"]), default=1.0)
     for number, (name, title) in enumerate(titles.items()):
         rates = [found.median((case, name), "requests_per_second") for case in cases]
         places = np.arange(len(cases)) + (number - (len(titles) - 1) / 2) * width
@@ -130,6 +132,7 @@ def draw(found: Measurements, path: Path) -> None:
         axes.bar_label(drawn, [_short(rate) for rate in rates], fontsize=5.5, rotation=90, padding=2)
     axes.set_yscale("log")
     axes.margins(y=0.12)
+    axes.set_ylim(bottom=lowest / 3)  # the lowest bar is still a bar
     axes.set_xticks(range(len(cases)), cases)
     axes.set_ylabel("requests/s")
     axes.spines[["top", "right"]].set_visible(False)
