@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import math
+import struct
+import zlib
 from typing import Final
 
 import numpy as np
@@ -34,6 +36,14 @@ _FORMATS: Final[tuple[tuple[bytes, str, type[ImageFile]], ...]] = (
     (b"RIFF", "WebP", WebPImageFile),
 )
 _ACCEPTED: Final = ", ".join(name for _, name, _ in _FORMATS)
+
+# PNG (W3C, third edition), sections 5.3 and 11.2.1: signature and head of the first chunk, its content, and the
+# head and the checksum of any. Plain is 8-bit grey or RGB, not interlaced.
+_PLAIN_PNG: Final = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR"
+_PLAIN_KINDS: Final = {b"\x08\0\0\0\0": "L", b"\x08\x02\0\0\0": "RGB"}
+_IHDR: Final = struct.Struct(">II5s")
+_CHUNK: Final = struct.Struct(">I4s")
+_CRC: Final = struct.Struct(">I")
 
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -91,6 +101,8 @@ def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
         ImageTooLargeError: there are more than ``max_pixels`` pixels.
         UnsupportedImageError: the image is animated.
     """
+    if (plain := _open_plain_png(data, max_pixels)) is not None:
+        return plain
     name, decoder = _identify(data)
     try:
         if decoder is WebPImageFile:  # Pillow allocates its canvas on opening
@@ -200,6 +212,36 @@ def _identify(data: bytes) -> tuple[str, type[ImageFile]]:
     received = f"data in no known image format ({len(data)} B)" if data else "an empty image"
     message = f"Received {received}; expected one of {_ACCEPTED}."
     raise MalformedImageError(message)
+
+
+def _open_plain_png(data: bytes, max_pixels: int) -> Image.Image | None:
+    """Decode a PNG of 8-bit grey or RGB that holds nothing but pixels, as most small ones do.
+
+    Pillow's decoder without its reading of files: the same pixels in half of the time. Whatever is not that
+    plain, too large or damaged gives None, for Pillow to read or to refuse.
+    """
+    if not data.startswith(_PLAIN_PNG):
+        return None
+    parts: list[bytes] = []
+    try:
+        width, height, kind = _IHDR.unpack_from(data, len(_PLAIN_PNG))
+        mode = _PLAIN_KINDS.get(kind)
+        if mode is None or not 0 < width * height <= max_pixels:
+            return None
+        start, kind = 8, b"IHDR"
+        while kind != b"IEND":
+            length, kind = _CHUNK.unpack_from(data, start)
+            end = start + 8 + length
+            if _CRC.unpack_from(data, end)[0] != zlib.crc32(data[start + 4 : end]):
+                return None
+            if kind == b"IDAT":
+                parts.append(data[start + 8 : end])
+            elif kind != b"IEND" and start > 8:
+                return None
+            start = end + 4
+        return Image.frombytes(mode, (width, height), b"".join(parts), "zip", mode, 0)
+    except (struct.error, ValueError):
+        return None
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:

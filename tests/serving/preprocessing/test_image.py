@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
+from serving.preprocessing import image as module
 from serving.preprocessing.image import (
     ImageError,
     ImageTooLargeError,
@@ -453,3 +456,91 @@ class TestWriting:
 
     def test_images_without_a_gap_touch(self) -> None:
         assert grid(np.ones((4, 2, 2), np.uint8), columns=2, gap=0).all()
+
+
+def _read_or_refuse(data: bytes, max_pixels: int = 1000) -> tuple[str, object]:
+    try:
+        image = open_image(data, max_pixels=max_pixels)
+    except ImageError as error:
+        return type(error).__name__, str(error)
+    return image.mode, np.asarray(image).tolist()
+
+
+@given(
+    mode=st.sampled_from(["L", "RGB"]),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    options=st.fixed_dictionaries({}, optional={"compress_level": st.integers(0, 9), "dpi": st.just((72, 72))}),
+    damage=st.one_of(
+        st.none(),
+        st.tuples(st.just("change"), st.integers(0, 5000), st.integers(0, 255)),
+        st.tuples(st.just("cut"), st.integers(0, 5000), st.just(0)),
+        st.tuples(st.just("repeat"), st.integers(0, 60), st.integers(1, 60)),
+    ),
+    seed=st.integers(0, 9),
+)
+def test_a_plain_png_is_read_and_refused_as_any_other(
+    mode: str, size: tuple[int, int], options: dict[str, Any], damage: tuple[str, int, int] | None, seed: int
+):
+    shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", **options)
+    data = bytearray(file.getvalue())
+    if damage is not None:
+        how, where, what = damage
+        where %= len(data)
+        if how == "change":
+            data[where] = what
+        elif how == "cut":
+            del data[where:]
+        else:
+            data[where:where] = data[where : where + what]
+    found = _read_or_refuse(bytes(data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PLAIN_PNG", b"no such signature")
+        assert _read_or_refuse(bytes(data)) == found
+    if damage is None and size[0] * size[1] <= 1000:
+        assert found == (mode, pixels.tolist())
+    # A picture of this kind takes the short way, unless something else is in its file.
+    plain = module._open_plain_png(bytes(data), 1000)
+    assert damage is not None or (plain is None) == ("dpi" in options or size[0] * size[1] > 1000)
+
+
+def _chunks(pixels: NDArray[np.uint8], *kinds: bytes) -> bytes:
+    """A PNG of these chunks, in this order; an IDAT holds all pixels."""
+    height, width = pixels.shape
+    content = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels)),
+    }
+    chunks = (
+        struct.pack(">I", len(content.get(kind, b"")))
+        + kind
+        + (body := content.get(kind, b""))
+        + struct.pack(">I", zlib.crc32(kind + body))
+        for kind in kinds
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        (b"IHDR", b"IDAT", b"IEND"),
+        (b"IHDR", b"IHDR", b"IDAT", b"IEND"),
+        (b"IHDR", b"IDAT", b"IDAT", b"IEND"),
+        (b"IHDR", b"IEND"),
+        (b"IHDR", b"IEND", b"IDAT"),
+        (b"IHDR", b"IDAT"),
+        (b"IHDR", b"tEXt", b"IDAT", b"IEND"),
+        (b"IHDR", b"IDAT", b"ABCD", b"IEND"),
+    ],
+    ids=lambda kinds: " ".join(kind.decode() for kind in kinds),
+)
+def test_chunks_in_any_order_are_read_and_refused_as_pillow_does(
+    kinds: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+):
+    data = _chunks(GREY, *kinds)
+    found = _read_or_refuse(data)
+    monkeypatch.setattr(module, "_PLAIN_PNG", b"no such signature")
+    assert _read_or_refuse(data) == found
