@@ -1,8 +1,8 @@
 """What the service has promised (``slo.toml``), and whether a run kept it.
 
 Percentiles are of response times, counted from when a request was due, with those of failed requests that somebody
-waited for. They are at most 1 % too long (`loadtests.record.Histogram`): a promise just kept may be called broken, never
-the other way round.
+waited for. They are at most 1 % too long (`loadtests.record.Histogram`): a promise just kept may be called broken,
+never the other way round.
 """
 
 from __future__ import annotations
