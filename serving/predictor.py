@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -59,13 +60,13 @@ class Predictor:
         """Why the model cannot answer any more; empty while all is well."""
         return self._batcher.dead
 
-    async def predict(self, inputs: Rows, deadline: float) -> Rows:
+    def predict(self, inputs: Rows, deadline: float) -> Coroutine[Any, Any, Rows]:
         """Answer any number of rows, in batches shared with whoever asks at the same time.
 
         Raises:
             OverloadedError, DeadlineError, UnavailableError: as `Batcher.submit`.
         """
-        return await self.predict_pieces(split(inputs, self.profile.batch_size), deadline)
+        return self.predict_pieces(split(inputs, self.profile.batch_size), deadline)
 
     async def predict_pieces(self, pieces: Sequence[Rows], deadline: float, *, alone: bool = False) -> Rows:
         """As `predict`, of rows that do not stack: each piece has rows of one length.

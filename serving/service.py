@@ -14,10 +14,10 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # no usage reports to Ben
 import bentoml
 import uvicorn.config
 
-from serving.http.admission import protocol
 from serving.http.front import App, Front
 from serving.http.line import RequestLine
 from serving.http.openapi import complete
+from serving.http.protocol import protocol
 from serving.http.typed import api_method
 from serving.settings import SettingsError, load_settings
 from serving.tasks import discover

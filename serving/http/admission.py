@@ -1,21 +1,10 @@
-"""How many requests may be in progress, and refusing the others before they cost anything.
-
-A refusal that goes the whole way (a scope, a task, two messages, as ASGI wants) costs a tenth of a millisecond. At
-three times its capacity a worker would spend a quarter of its time on saying no. So what is over the limit is
-answered from the head of the request, by the server's protocol, before there is any ASGI.
-"""
+"""How many requests may be in progress, and what the others are told."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
-
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.errors import PROBLEM_JSON, OverloadedError
-
-if TYPE_CHECKING:
-    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 class Admission:
@@ -83,35 +72,3 @@ def _encode(problem: OverloadedError) -> tuple[bytes, bytes]:
         "",
     ]
     return "\r\n".join(lines).encode("latin-1"), body
-
-
-class _Answered:
-    """Stands for a request and response that are over: uvicorn drops what is left of the body."""
-
-    response_complete = True
-
-
-def protocol(admission: Admission) -> type[HttpToolsProtocol]:
-    """Make uvicorn's HTTP/1.1 protocol, but that it asks ``admission`` as soon as it has read a head."""
-
-    class Protocol(HttpToolsProtocol):
-        cycle: RequestResponseCycle | Any
-
-        def on_headers_complete(self) -> None:
-            # A pipelined request has to wait for its turn, and one that asks before it sends its body may
-            # never send it: both go the usual way.
-            busy = self.cycle is not None and not self.cycle.response_complete
-            refusal = None
-            if not busy and not self.expect_100_continue:
-                refusal = admission.refuse(self.url, self.server_state.default_headers)
-            if refusal is None:
-                super().on_headers_complete()
-                return
-            self.cycle = _Answered
-            self.transport.write(refusal)
-            if self.parser.should_keep_alive():
-                self.on_response_complete()
-            else:
-                self.transport.close()
-
-    return Protocol

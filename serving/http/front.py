@@ -17,6 +17,7 @@ from serving.errors import MethodNotAllowedError, NotFoundError, UnavailableErro
 from serving.http.admission import Admission
 from serving.http.line import RequestLine, problem_reply
 from serving.http.messages import Reply
+from serving.http.protocol import encode_headers, write_reply
 from serving.http.receive import ClientGoneError, Message, Receive, Scope, Send, receive_request
 from serving.http.status import model_reply, models_reply
 from serving.tasks import Endpoint
@@ -126,14 +127,10 @@ def begin_trace(tracer: Tracer, scope: Scope) -> Trace | None:
 
 
 async def send_reply(send: Send, reply: Reply) -> None:
-    """Send a reply in two messages, its length known."""
-    headers = [
-        (b"content-type", reply.media_type.encode("ascii")),
-        (b"content-length", b"%d" % len(reply.body)),
-    ]
-    headers += [(name.encode("ascii"), value.encode("latin-1")) for name, value in reply.headers]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})
+    """Send a reply, its length known."""
+    if not write_reply(send, reply):
+        await send({"type": "http.response.start", "status": reply.status, "headers": encode_headers(reply)})
+        await send({"type": "http.response.body", "body": reply.body})
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -57,8 +57,12 @@ class RequestLine:
         self._repository: Repository | None = None
         self._loading: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to load the models; until they are, everything is answered 503."""
+    def start(self) -> asyncio.Task[None]:
+        """Begin to load the models; until they are, everything is answered 503.
+
+        Returns:
+            What ends when loading is over, whatever came of it.
+        """
         loop = asyncio.get_running_loop()
         if self.settings.metrics:
             self._metrics = Metrics()
@@ -66,6 +70,7 @@ class RequestLine:
         if self.settings.otlp_endpoint:
             self.tracer = Tracer(self.settings.otlp_endpoint)
         self._loading = loop.create_task(self._load())
+        return self._loading
 
     async def _load(self) -> None:
         try:

@@ -1,17 +1,21 @@
-"""A request as it was received, and the reply to it: plain values that tasks read and make."""
+"""A request as it was received, and the reply to it: plain values that tasks read and make.
+
+Named tuples, since one of each is made a request: a frozen dataclass takes three times as long to make.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 import orjson
 
 JSON = "application/json"
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request, its body complete.
 
     Attributes:
@@ -26,15 +30,14 @@ class Request:
 
     method: str
     path: str
-    query: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = NOTHING
     media_type: str = ""
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, str] = NOTHING
     accept: str = ""
     body: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """One reply, encoded once."""
 
     body: bytes

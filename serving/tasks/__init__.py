@@ -14,9 +14,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
@@ -37,8 +38,7 @@ class Limits:
     max_samples: int
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """What a request asks, read but not yet fitted to a model.
 
     Attributes:
@@ -47,7 +47,7 @@ class Query:
     """
 
     items: Sequence[Any] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 InputsT = TypeVar("InputsT")
@@ -86,7 +86,7 @@ class Endpoint(ABC, Generic[InputsT]):
         """Fit what was read to the model's inputs."""
 
     @abstractmethod
-    async def run(self, inputs: InputsT, models: tuple[Predictor, ...], deadline: float) -> Rows:
+    def run(self, inputs: InputsT, models: tuple[Predictor, ...], deadline: float) -> Coroutine[Any, Any, Rows]:
         """Have the models answer, by ``deadline`` on the monotonic clock."""
 
     @abstractmethod

@@ -6,9 +6,8 @@ import base64
 import binascii
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +37,7 @@ _PROBLEMS: dict[type[ImageError], type[MalformedError | TooLargeError | Unusable
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Raw:
+class Raw(NamedTuple):
     """Raw pixels; ``declared`` when the client said that it sends bytes."""
 
     data: bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from serving.http.messages import Reply, Request, json_reply
 from serving.preprocessing.image import to_digit
@@ -11,6 +11,8 @@ from serving.tasks._classes import Answer, Classification, PicturesBody, classif
 from serving.tasks._pictures import TAKES, decode_pictures, to_pixels
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from serving.batching import Rows
     from serving.manifest import Manifest
     from serving.predictor import Predictor
@@ -47,9 +49,9 @@ class Digit(Endpoint["Rows"]):
         shape = (size["height"], size["width"])
         return {models[0].manifest.inputs[0].name: to_pixels(query.items, shape, to_digit)}
 
-    async def run(self, inputs: Rows, models: tuple[Predictor, ...], deadline: float) -> Rows:
+    def run(self, inputs: Rows, models: tuple[Predictor, ...], deadline: float) -> Coroutine[Any, Any, Rows]:
         """Have them classified."""
-        return await models[0].predict(inputs, deadline)
+        return models[0].predict(inputs, deadline)
 
     def postprocess(
         self, request: Request, query: Query, inputs: Rows, outputs: Rows, models: tuple[Predictor, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, Field
 
@@ -14,6 +14,8 @@ from serving.tasks._pictures import TAKES, decode_pictures, to_pixels
 from serving.tasks._reading import whole_number
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from serving.batching import Rows
     from serving.manifest import Manifest
     from serving.predictor import Predictor
@@ -73,9 +75,9 @@ class ImageEndpoint(Endpoint["Rows"]):
         pixels = to_pixels(query.items, (height, width, 3), lambda image: to_rgb(image, height, width))
         return {manifest.inputs[0].name: pixels}
 
-    async def run(self, inputs: Rows, models: tuple[Predictor, ...], deadline: float) -> Rows:
+    def run(self, inputs: Rows, models: tuple[Predictor, ...], deadline: float) -> Coroutine[Any, Any, Rows]:
         """Have them classified."""
-        return await models[0].predict(inputs, deadline)
+        return models[0].predict(inputs, deadline)
 
     def postprocess(
         self, request: Request, query: Query, inputs: Rows, outputs: Rows, models: tuple[Predictor, ...]

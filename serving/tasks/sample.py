@@ -21,6 +21,8 @@ from serving.tasks._pictures import TAKES, decode_pictures, to_pixels
 from serving.tasks._reading import merge_options, read_json, unsupported, whole_number
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from serving.batching import Rows
     from serving.manifest import Manifest
     from serving.predictor import Predictor
@@ -111,13 +113,13 @@ class _Sample(Endpoint["Rows"]):
         rng = np.random.default_rng(query.options["seed"])
         return {self.source: rng.standard_normal((query.options["n"], latent), np.float32)}
 
-    async def run(self, inputs: Rows, models: tuple[Predictor, ...], deadline: float) -> Rows:
+    def run(self, inputs: Rows, models: tuple[Predictor, ...], deadline: float) -> Coroutine[Any, Any, Rows]:
         """Draw, in batches shared with nobody."""
         rows = len(inputs[self.source])
         pieces = [
             {name: array[start : start + _PIECE] for name, array in inputs.items()} for start in range(0, rows, _PIECE)
         ]
-        return await models[0].predict_pieces(pieces, deadline, alone=True)
+        return models[0].predict_pieces(pieces, deadline, alone=True)
 
     def postprocess(
         self, request: Request, query: Query, inputs: Rows, outputs: Rows, models: tuple[Predictor, ...]

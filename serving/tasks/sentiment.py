@@ -15,6 +15,8 @@ from serving.tasks._classes import Answer, header
 from serving.tasks._reading import check_rows, kind, merge_options, read_json, unsupported
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from serving.batching import Rows
     from serving.manifest import Manifest
     from serving.predictor import Predictor
@@ -82,10 +84,10 @@ class SentimentEndpoint(Endpoint[list[Encoded]]):
             raise TypeError(f"{models[0].manifest.model} has no text preprocessing")
         return [encoder.encode(text) for text in query.items]
 
-    async def run(self, inputs: list[Encoded], models: tuple[Predictor, ...], deadline: float) -> Rows:
+    def run(self, inputs: list[Encoded], models: tuple[Predictor, ...], deadline: float) -> Coroutine[Any, Any, Rows]:
         """Have every text judged; each is a piece of its own, so that like lengths meet in a batch."""
         name = models[0].manifest.inputs[0].name
-        return await models[0].predict_pieces([{name: text.ids[None]} for text in inputs], deadline)
+        return models[0].predict_pieces([{name: text.ids[None]} for text in inputs], deadline)
 
     def postprocess(
         self,

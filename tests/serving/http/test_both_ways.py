@@ -84,4 +84,4 @@ print(config.http_protocol_class.__module__)
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split()[-1] == "serving.http.admission"
+    assert done.stdout.split()[-1] == "serving.http.protocol"
