@@ -1,8 +1,8 @@
 """``make bench``: Sextant and its peers side by side in one run, and the bars it is held to.
 
-Each server runs on one core and the load generator on another. The repeats go round: within one, every server of a
-case is measured seconds after the last, the others stopped where they are (SIGSTOP), so that what else the machine
-does meets all of them alike and ratios hold where absolute figures drift.
+Each server runs on one core and the load generator on another. Within a repeat the servers of a case take turns of
+half a second, the others stopped where they are (SIGSTOP), until each has had its seconds: what else the machine does
+meets all of them alike, and ratios hold where absolute figures drift.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from loadtests.bars import LATENCY_CASE, MANY_CASE, METRICS_CASE, WORKERS_CASES
 from loadtests.generator import closed_loop
 from loadtests.measurements import Measurements
 from loadtests.peers import EXTRA_PEERS, PEERS, Peer, Request
-from loadtests.processes import ROOT, Server, ServerError, cores, end_as_interrupted, free_port, pinned
+from loadtests.processes import ROOT, Server, ServerError, Usage, cores, end_as_interrupted, free_port, pinned
+from loadtests.result import BUSY_LIMIT, Result, milliseconds
 from loadtests.tables import bars_table, draw, put_between_markers, report, summary
 from loadtests.wire import Address, encode
 
@@ -37,7 +40,8 @@ RESULTS = ROOT / "loadtests" / "results"
 ENVIRONMENTS = ROOT / "runs" / "venvs"
 CONNECTIONS = 16
 _IN_PROCESS = "onnxruntime alone"
-_FIRST_WARM_UP, _LATER_WARM_UP = 3.0, 0.5
+_WARM_UP, _TURN_WARM_UP, _TURN = 3.0, 0.1, 0.5
+"""Seconds: once for each server and case, before each turn, and of each turn."""
 _PACKAGES = ("onnxruntime", "bentoml", "uvicorn", "uvloop", "httptools", "orjson", "numpy")
 _EXTRA_PAYLOADS = ("digit-raw", "digit-json", "digit-png", "image-png", "sentiment-230")
 
@@ -107,6 +111,53 @@ def further_cases(contenders: Sequence[Contender]) -> list[Case]:
     ]
 
 
+class Turns:
+    """What came of a server's turns in one case and repeat."""
+
+    def __init__(self) -> None:
+        self._results: list[Result] = []
+        self._cpu_seconds = 0.0
+        self._usage = Usage(0, 0, 0, 0)
+
+    def add(self, result: Result, before: Usage, after: Usage) -> None:
+        """Take note of one turn."""
+        self._results.append(result)
+        self._cpu_seconds += after.cpu_seconds - before.cpu_seconds
+        self._usage = after
+
+    def figures(self) -> dict[str, Any]:
+        """All turns together."""
+        results, usage = self._results, self._usage
+        seconds = sum(result.window[1] for result in results)
+        answers = sum(len(result.done) for result in results)
+        response = milliseconds(np.concatenate([result.response_seconds for result in results]))
+        status: Counter[str] = Counter()
+        errors: Counter[str] = Counter()
+        for result in results:
+            status.update({str(number): count for number, count in result.by_status.items()})
+            errors.update(result.errors)
+        busy = sum(result.busy * result.window[1] for result in results) / seconds
+        return {
+            "requests_per_second": round(
+                sum(result.requests_per_second * result.window[1] for result in results) / seconds, 2
+            ),
+            "p50_ms": response["p50"],
+            "p99_ms": response["p99"],
+            "failed": sum(result.failed for result in results),
+            "cpu_ms": round(1000 * self._cpu_seconds / answers, 4) if answers else None,
+            "server_busy": round(self._cpu_seconds / seconds, 3),
+            "worker_mb": round(usage.largest_bytes / 1e6, 1),
+            "resident_mb": round(usage.resident_bytes / 1e6, 1),
+            "processes": usage.processes,
+            "generator_busy": round(busy, 3),
+            "generator_bound": busy > BUSY_LIMIT,
+            "status": dict(status),
+            "errors": dict(errors),
+            "unanswered": sum(result.unanswered for result in results),
+            "response_ms": response,
+        }
+
+
 class Bench:
     """One run: the servers, the cases, and what was measured so far.
 
@@ -123,6 +174,7 @@ class Bench:
         self._cases = list(cases)
         self._contenders = list({one.name: one for case in cases for one in case.contenders}.values())
         self._in_process, self._starts, self._home = in_process, starts, home
+        self._turns = max(1, round(seconds / _TURN))
         self._server_cores, self._own_cores = cores()
         self._servers: dict[str, Server] = {}
         self._warm: set[tuple[str, str]] = set()
@@ -134,7 +186,7 @@ class Bench:
     def run(self) -> Measurements:
         """Measure everything; a server that cannot be run is told of in ``servers``, and the others go on."""
         repeats = self.found.options["repeats"]
-        cells = sum(len(case.contenders) for case in self._cases) + bool(self._in_process)
+        cells = self._turns * sum(len(case.contenders) for case in self._cases) + bool(self._in_process)
         total = self._starts + len(self._contenders) + repeats * cells
         with tqdm(total=total, unit=" steps", disable=None) as progress, contextlib.ExitStack() as stack:
             for _ in self._steps(progress, range(self._starts), lambda _: "make serve, to ready"):
@@ -146,13 +198,17 @@ class Bench:
         return self.found
 
     def _round(self, repeat: int, progress: tqdm[Any]) -> None:
-        """Every case once; a case's contenders in an order of its own each time."""
+        """Every case once."""
         for case in _in_order(self._cases):
-            turn = (*case.contenders[repeat % len(case.contenders) :], *case.contenders)[: len(case.contenders)]
-            for one in self._steps(progress, turn, lambda one: f"{repeat + 1}: {case.name} → {one.name}"):  # noqa: B023
-                if one.name in self._servers:
-                    figures = self._measure(case, one)
-                    self.found.rows.append({"repeat": repeat, "case": case.name, "server": one.name, **figures})
+            turns = {one.name: Turns() for one in case.contenders if one.name in self._servers}
+            for turn in range(self._turns):
+                first = (repeat + turn) % len(case.contenders)
+                order = (*case.contenders[first:], *case.contenders[:first])
+                for one in self._steps(progress, order, lambda one: f"{repeat + 1}: {case.name} → {one.name}"):  # noqa: B023
+                    if one.name in turns:
+                        self._take_turn(case, one, turns[one.name])
+            for name, taken in turns.items():
+                self.found.rows.append({"repeat": repeat, "case": case.name, "server": name, **taken.figures()})
             if self._in_process and case.payload == "sentiment-230" and case.main:
                 for _ in self._steps(progress, [_IN_PROCESS], lambda name: f"{repeat + 1}: {name}"):
                     self._measure_in_process(repeat)
@@ -193,39 +249,21 @@ class Bench:
             server.pause()
             self._servers[one.name] = server
 
-    def _measure(self, case: Case, one: Contender) -> dict[str, Any]:
-        """Figures of one contender in one case."""
-        server, request, seconds = (
-            self._servers[one.name],
-            one.peer.requests[case.payload],
-            self.found.options["seconds"],
-        )
+    def _take_turn(self, case: Case, one: Contender, turns: Turns) -> None:
+        """Put the case's load on one server for a moment."""
+        server, request = self._servers[one.name], one.peer.requests[case.payload]
         address = Address("127.0.0.1", server.port)
         message = encode(address, request.method, request.path, request.body, request.media_type)
-        warm_up = _LATER_WARM_UP if (case.name, one.name) in self._warm else _FIRST_WARM_UP
+        seconds = self.found.options["seconds"] / self._turns
+        warm_up = _TURN_WARM_UP if (case.name, one.name) in self._warm else min(_WARM_UP, 4 * seconds * self._turns)
         self._warm.add((case.name, one.name))
         server.resume()
         with pinned(self._own_cores if one.pinned else None):
-            closed_loop(address, [message], connections=case.connections, seconds=min(warm_up, seconds))
+            closed_loop(address, [message], connections=case.connections, seconds=warm_up)
             before = server.usage()
             result = closed_loop(address, [message], connections=case.connections, seconds=seconds)
-            after = server.usage()
+            turns.add(result, before, server.usage())
         server.pause()
-        figures = result.summary()
-        answers = len(result.done)
-        return {
-            "requests_per_second": figures["requests_per_second"],
-            "p50_ms": figures["response_ms"]["p50"],
-            "p99_ms": figures["response_ms"]["p99"],
-            "failed": result.failed,
-            "cpu_ms": round(1000 * (after.cpu_seconds - before.cpu_seconds) / answers, 4) if answers else None,
-            "server_busy": round((after.cpu_seconds - before.cpu_seconds) / seconds, 3),
-            "worker_mb": round(after.largest_bytes / 1e6, 1),
-            "resident_mb": round(after.resident_bytes / 1e6, 1),
-            "processes": after.processes,
-            "generator_bound": result.generator_bound,
-            **{name: figures[name] for name in ("status", "errors", "unanswered", "generator_busy", "response_ms")},
-        }
 
     def _measure_in_process(self, repeat: int) -> None:
         command = [sys.executable, "-m", "loadtests.peers.in_process", "--seconds", str(self._in_process)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -62,10 +62,10 @@ class Measurements:
 
     def median(self, cell: Cell, figure: str) -> float | None:
         """Over the repeats; None if it was not measured."""
-        return middle(self.each(cell, figure))
+        return middle(self.each(cell, figure).values())
 
-    def ratio(self, cell: Cell, to: Cell, figure: str = "requests_per_second") -> float | None:
-        """Median of the ratios taken within each repeat."""
+    def ratios(self, cell: Cell, to: Cell, figure: str = "requests_per_second") -> list[float]:
+        """One figure over another within each repeat that has both."""
         return compared(self.each(cell, figure), self.each(to, figure))
 
     def titles(self) -> dict[str, str]:
@@ -73,21 +73,21 @@ class Measurements:
         return {name: told["title"] for name, told in self.servers.items()}
 
 
-def middle(values: dict[int, float]) -> float | None:
-    """The median over repeats, None of nothing."""
-    return median(values.values()) if values else None
+def middle(values: Iterable[float]) -> float | None:
+    """The median, None of nothing."""
+    return median(found) if (found := list(values)) else None
 
 
 def compared(
     ours: dict[int, float],
     theirs: dict[int, float],
     how: Callable[[float, float], float] = lambda one, other: one / other,
-) -> float | None:
-    """The median of one against the other within each repeat; None if no repeat has both.
+) -> list[float]:
+    """One against the other within each repeat that has both.
 
     A machine's other work comes and goes in minutes; two figures of one repeat are seconds apart.
     """
-    return middle({repeat: how(ours[repeat], theirs[repeat]) for repeat in ours if theirs.get(repeat)})
+    return [how(ours[repeat], theirs[repeat]) for repeat in ours if theirs.get(repeat)]
 
 
 def _lines(part: Any) -> str:  # noqa: ANN401 (whatever JSON can hold)

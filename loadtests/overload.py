@@ -132,13 +132,13 @@ class Overload:
             "errors": dict(self.result.errors),
             "unanswered": self.result.unanswered,
             "without_retry_after": self.result.missing_headers,
-            "unloaded_p50_ms": round(self.unloaded_p50 * 1000, 3),
-            "recovery_seconds": round(self.recovery_seconds, 3),
+            "unloaded_p50_ms": _figure(self.unloaded_p50 * 1000),
+            "recovery_seconds": _figure(self.recovery_seconds),
             "worker_mb": {
-                "before": round(self.memory_mb(0, self.start), 1),
-                "first third": round(self.memory_mb(self.start, self.start + third), 1),
-                "last third": round(self.memory_mb(self.end - third, self.end), 1),
-                "after": round(self.memory_mb(self.end + 1, math.inf), 1),
+                "before": _figure(self.memory_mb(0, self.start)),
+                "first third": _figure(self.memory_mb(self.start, self.start + third)),
+                "last third": _figure(self.memory_mb(self.end - third, self.end)),
+                "after": _figure(self.memory_mb(self.end + 1, math.inf)),
             },
             "connections": self.result.connections,
             "generator": {name: self.result.summary()[name] for name in ("sent_late_ms", "generator_busy", "valid")},
@@ -147,30 +147,26 @@ class Overload:
     def bars(self) -> list[Bar]:
         """What an overloaded service must hold to."""
         told = self.summary()
-        refused, accepted = self.seconds_of(429), self.seconds_of(200)
+        refused, accepted = (milliseconds(self.seconds_of(status))["p99"] for status in (429, 200))
         others = sum(count for status, count in told["answers"].items() if status not in {"200", "429"})
-        memory = told["worker_mb"]
+        forgotten = self.result.unanswered + sum(self.result.errors.values())
+        before, after = (told["worker_mb"][name] for name in ("first third", "last third"))
+        grown = [after / before] if before and after else []
         return [
-            Bar("goodput over capacity", "≥", 0.9, self.goodput / self.capacity if self.capacity else None, "×"),
-            Bar("refusals (429), p99", "≤", 50, milliseconds(refused)["p99"], "ms"),
-            Bar("refusals without Retry-After", "≤", 0, self.result.missing_headers, "answers"),
-            Bar("answers other than 200 and 429", "≤", 0, others, "answers"),
-            Bar("accepted requests, p99", "≤", self.deadline * 1000, milliseconds(accepted)["p99"], "ms"),
-            Bar(
-                "requests without an answer",
-                "≤",
-                0,
-                self.result.unanswered + sum(self.result.errors.values()),
-                "requests",
-            ),
-            Bar("worker's memory, last third of the overload over its first", "≤", 1.05, _over(memory), "×"),
-            Bar("seconds until latency is normal again", "≤", 2, self.recovery_seconds, "s"),
+            Bar("goodput over capacity", "≥", 0.9, [self.goodput / self.capacity], "×"),
+            Bar("refusals (429), p99", "≤", 50, [] if refused is None else [refused], "ms"),
+            Bar("refusals without Retry-After", "≤", 0, [self.result.missing_headers], "answers"),
+            Bar("answers other than 200 and 429", "≤", 0, [others], "answers"),
+            Bar("accepted requests, p99", "≤", self.deadline * 1000, [] if accepted is None else [accepted], "ms"),
+            Bar("requests without an answer", "≤", 0, [forgotten], "requests"),
+            Bar("worker's memory, last third of the overload over its first", "≤", 1.05, grown, "×"),
+            Bar("seconds until latency is normal again", "≤", 2, [self.recovery_seconds], "s"),
         ]
 
 
-def _over(memory: dict[str, float]) -> float | None:
-    ratio = memory["last third"] / memory["first third"]
-    return None if math.isnan(ratio) else ratio
+def _figure(value: float) -> float | None:
+    """To three places; None, which JSON can hold, in place of what is no number or infinite."""
+    return round(value, 3) if math.isfinite(value) else None
 
 
 def measure(

@@ -42,9 +42,9 @@ def report(found: Measurements, chart: str) -> str:
     options = found.options
     how = (
         f"Each server on one core, the load generator on the other, {options['connections']} connections unless a row "
-        f"says otherwise. {options['repeats']} repeats of {options['seconds']:g} s, the servers one after another "
-        "within each; medians, and ratios taken within a repeat. A request that is not answered 2xx does not count in "
-        "requests/s; † marks cells with such, ‡ those whose generator had a full core.\n"
+        f"says otherwise. {options['repeats']} repeats of {options['seconds']:g} s, in which the servers take turns "
+        "of half a second; medians, and ratios taken within a repeat. A request that is not answered 2xx does not count "
+        "in requests/s; † marks cells with such, ‡ those whose generator had a full core.\n"
     )
     sections = [
         "# Side by side\n",
@@ -56,7 +56,7 @@ def report(found: Measurements, chart: str) -> str:
         "## Requests/s\n",
         _by_server(found, _rate),
         "## Sextant's requests/s over each server's\n",
-        _by_server(found, _advantage),
+        _by_server(found, _advantage, besides="sextant"),
         "## Latency, p50 / p99 in ms\n",
         _by_server(found, _latency),
         "## Share of its core that the server got; well below 1, something else was running\n",
@@ -146,16 +146,21 @@ def draw(found: Measurements, path: Path) -> None:
 Show = Callable[[Measurements, str, str], str]
 
 
-def _by_server(found: Measurements, show: Show, cases: Sequence[str] | None = None) -> str:
-    """A row a case, a column a server that has a figure in one of them."""
+def _by_server(
+    found: Measurements, show: Show, cases: Sequence[str] | None = None, *, besides: str | None = None
+) -> str:
+    """A row a case, a column a server that has a figure in one of them; or of the cases ``besides`` another server."""
     chosen = list(found.cases) if cases is None else cases
-    measured = {(row["case"], row["server"]) for row in found.rows}
+    measured = {(row["case"], row["server"]) for row in found.rows if row["server"] != besides}
+    if besides is not None:
+        with_it = {row["case"] for row in found.rows if row["server"] == besides}
+        chosen = [case for case in chosen if case in with_it]
     servers = [name for name in found.servers if any((case, name) in measured for case in chosen)]
     titles = found.titles()
     rows = (
         [case, *(show(found, case, name) if (case, name) in measured else _NONE for name in servers)] for case in chosen
     )
-    return table(["", *(titles[name] for name in servers)], rows)
+    return table(["payload", *(titles[name] for name in servers)], rows)
 
 
 def _rate(found: Measurements, case: str, server: str) -> str:
@@ -166,7 +171,7 @@ def _rate(found: Measurements, case: str, server: str) -> str:
 
 
 def _advantage(found: Measurements, case: str, server: str) -> str:
-    return _number(found.ratio((case, "sextant"), (case, server)), "{:.2f}")
+    return _number(middle(found.ratios((case, "sextant"), (case, server))), "{:.2f}")
 
 
 def _latency(found: Measurements, case: str, server: str) -> str:
@@ -182,7 +187,9 @@ def _memory(found: Measurements, case: str, server: str) -> str:
 def _in_process(found: Measurements) -> str:
     def row(name: str) -> list[str]:
         batches = sorted({entry["best_batch"] for entry in found.in_process if entry["name"] == name})
-        one, best = (middle(found.limit(name, figure)) for figure in ("rows_per_second", "best_rows_per_second"))
+        one, best = (
+            middle(found.limit(name, figure).values()) for figure in ("rows_per_second", "best_rows_per_second")
+        )
         return [name, _short(one), _short(best), " or ".join(map(str, batches))]
 
     names = dict.fromkeys(entry["name"] for entry in found.in_process)

@@ -11,15 +11,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from loadtests import bench
 from loadtests.bars import LATENCY_CASE, MANY_CASE, METRICS_CASE, Bar, bars
-from loadtests.bench import Bench, Case, Contender
-from loadtests.measurements import Measurements
+from loadtests.bench import Bench, Case, Contender, Turns
+from loadtests.measurements import Measurements, middle
 from loadtests.peers import Peer, Request
-from loadtests.processes import Server, ServerError, ask, cores, free_port, pinned
+from loadtests.processes import Server, ServerError, Usage, ask, cores, free_port, pinned
+from loadtests.result import Result
 from loadtests.tables import END, START, MarkerError, put_between_markers, report, summary
 from tests.conftest import ROOT
 
@@ -71,15 +73,15 @@ def bar(all_bars: list[Bar], *words: str) -> Bar:
 
 def test_a_ratio_is_the_median_of_those_within_each_repeat():
     measured = found(**{"a/x": [10, 300, 80], "a/y": [10, 100, 20]})
-    assert measured.ratio(("a", "x"), ("a", "y")) == 3.0  # of 1, 3 and 4; the medians' own would be 4
+    assert middle(measured.ratios(("a", "x"), ("a", "y"))) == 3.0  # of 1, 3 and 4; the medians' own would be 4
     assert measured.median(("a", "x"), "requests_per_second") == 80
-    assert measured.ratio(("a", "x"), ("a", "z")) is None
+    assert measured.ratios(("a", "x"), ("a", "z")) == []
     assert measured.median(("b", "x"), "requests_per_second") is None
 
 
 def test_a_server_that_answered_nothing_is_not_divided_by():
     measured = found(**{"a/x": [10, 30, 80], "a/y": [0, 10, 20]})
-    assert measured.ratio(("a", "x"), ("a", "y")) == 3.5
+    assert measured.ratios(("a", "x"), ("a", "y")) == [3, 4]
 
 
 def test_bars_are_met_missed_or_not_measured():
@@ -104,6 +106,7 @@ def test_bars_are_met_missed_or_not_measured():
     held = bars(measured)
     assert bar(held, "digit-raw", "bare-asgi").measured == 0.7
     assert bar(held, "digit-raw", "bare-asgi").met is False
+    assert bar(held, "digit-raw", "bare-asgi").figure == "0.7 × (0.6 … 0.8)"
     assert bar(held, "digit-raw", "fastapi").met is True
     assert bar(held, "digit-json", "fastapi").met is None
     assert bar(held, LATENCY_CASE).measured == pytest.approx(0.13)
@@ -141,6 +144,17 @@ def test_tables_mark_what_failed_and_leave_out_what_was_not_measured():
     assert "| b | 12.3 | 5 |" in text
     assert "P, 2 cores, Linux, Python 3.11; numpy 2.4; 2026-01-01." in text
     assert "| a | 2000† | – |" in summary(measured, "r.md", "r.png")
+
+
+def test_the_table_of_ratios_has_the_others_and_the_cases_that_sextant_was_in():
+    measured = found(**{"a/sextant": [100, 300, 80], "a/y": [10, 100, 20], "b/y": [5, 5, 5]})
+    measured.machine.update(processor="", cores=2, system="", python="", packages={}, date="")
+    ratios = report(measured, "bench.png").partition("Sextant's requests/s over")[2].partition("## ")[0]
+    assert [line for line in ratios.splitlines() if line.startswith("|")] == [
+        "| payload | y |",
+        "| --- | ---: |",
+        "| a | 4.00 |",
+    ]
 
 
 def test_the_readme_keeps_everything_but_the_table(tmp_path: Path):
@@ -242,17 +256,27 @@ def test_variables_of_this_project_and_of_make_are_not_handed_on(tmp_path: Path,
     assert environment["PATH"] == os.environ["PATH"]
 
 
-def test_every_server_of_a_case_is_measured_once_in_each_repeat(tmp_path: Path):
-    contenders = tuple(Contender(name, name, peer(name)) for name in ("one", "two", "three"))
-    cases = [Case("first", "a", 2, contenders), Case("second", "a", 1, contenders[:2])]
-    measured = Bench(cases, repeats=2, seconds=0.1, in_process=0, starts=0, home=tmp_path).run()
-    order = [(row["repeat"], row["case"], row["server"]) for row in measured.rows]
-    assert order == [
-        *((0, "first", name) for name in ("one", "two", "three")),
-        *((0, "second", name) for name in ("one", "two")),
-        *((1, "first", name) for name in ("two", "three", "one")),
-        *((1, "second", name) for name in ("two", "one")),
+def test_every_server_of_a_case_takes_its_turns_in_each_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    taken: list[tuple[str, str]] = []
+    take_turn = Bench._take_turn
+
+    def noted(self: Bench, case: Case, one: Contender, turns: Turns) -> None:
+        taken.append((case.name, one.name))
+        take_turn(self, case, one, turns)
+
+    monkeypatch.setattr(Bench, "_take_turn", noted)
+    monkeypatch.setattr(bench, "_TURN", 0.1)
+    contenders = tuple(Contender(name, name, peer(name)) for name in ("one", "two"))
+    cases = [Case("first", "a", 2, contenders), Case("second", "a", 1, contenders[:1])]
+    measured = Bench(cases, repeats=2, seconds=0.2, in_process=0, starts=0, home=tmp_path).run()
+    assert taken == [
+        *(("first", name) for name in ("one", "two", "two", "one")),
+        *(("second", name) for name in ("one", "one")),
+        *(("first", name) for name in ("two", "one", "one", "two")),  # who begins changes
+        *(("second", name) for name in ("one", "one")),
     ]
+    rows = [(row["repeat"], row["case"], row["server"]) for row in measured.rows]
+    assert rows == [(n, *cell) for n in (0, 1) for cell in (("first", "one"), ("first", "two"), ("second", "one"))]
     for row in measured.rows:
         assert row["requests_per_second"] > 0
         assert row["status"].keys() == {"200"}
@@ -260,6 +284,28 @@ def test_every_server_of_a_case_is_measured_once_in_each_repeat(tmp_path: Path):
         assert row["cpu_ms"] > 0
         assert row["worker_mb"] > 5
     assert all(told["ready_seconds"] > 0 for told in measured.servers.values())
+
+
+def test_turns_are_added_up():
+    done = np.array([0.1, 0.2, 0.3, 0.6])
+    status = np.array([200, 200, 503, 200], np.int16)
+    none = np.empty(0)
+    results = [  # three answers come within each half second, two of them good; they took 100 and 200 ms
+        Result("closed", (0, 0.5), done - took, done - took, done, status, none, errors, 1, 0, 9, 1, 0.4)
+        for took, errors in ((0.1, {"reset": 2}), (0.2, {}))
+    ]
+    turns = Turns()
+    turns.add(results[0], Usage(1, 5, 5, 1), Usage(1.25, 7, 6, 1))
+    turns.add(results[1], Usage(2, 5, 5, 1), Usage(2.25, 9_000_000, 8_000_000, 2))
+    figures = turns.figures()
+    assert figures["requests_per_second"] == 4.0  # two good ones in each half second
+    assert figures["failed"] == 2 * (1 + 1) + 2
+    assert figures["errors"] == {"reset": 2}
+    assert figures["cpu_ms"] == 1000 * 0.5 / 8
+    assert figures["server_busy"] == 0.5
+    assert (figures["worker_mb"], figures["resident_mb"], figures["processes"]) == (8.0, 9.0, 2)
+    assert figures["p50_ms"] == pytest.approx(150)
+    assert figures["response_ms"]["max"] == pytest.approx(200)
 
 
 def test_a_server_that_cannot_run_is_told_and_the_others_are_measured(tmp_path: Path):
