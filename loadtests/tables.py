@@ -42,8 +42,8 @@ def report(found: Measurements, chart: str) -> str:
     options = found.options
     how = (
         f"Each server on one core, the load generator on the other, {options['connections']} connections unless a row "
-        f"says otherwise. {options['repeats']} repeats of {options['seconds']:g} s, in which the servers take turns "
-        "of half a second; medians, and ratios taken within a repeat. A request that is not answered 2xx does not count "
+        f"says otherwise. {options['repeats']} repeats of {options['seconds']:g} s, in which the servers take turns of "
+        "half a second; medians, and ratios taken within a repeat. A request that is not answered 2xx does not count "
         "in requests/s; † marks cells with such, ‡ those whose generator had a full core.\n"
     )
     sections = [

@@ -113,11 +113,11 @@ def test_phases_follow_one_another_at_their_rates():
 @pytest.mark.parametrize(("slow_until", "recovery"), [(2.0, 0.0), (2.4, 0.5), (3.2, 1.25), (9.0, math.inf)])
 def test_recovery_is_the_first_of_several_normal_windows(slow_until: float, recovery: float):
     """Quiet for a second, overload for one, and then slow until some time; 100 requests a second."""
-    due = np.arange(0, 4, 0.01)
+    due = np.arange(0, 5, 0.01)
     response = np.where((due >= 1) & (due < slow_until), 0.5, 0.01)
     response[(due >= 3.5) & (due < 3.6)] = 0.02  # less than half of a window
     none = np.empty(0)
-    result = Result("open", (0, 4), due, due, due + response, np.full(400, 200, np.int16), none, {}, 0, 0, 0, 1, 0.1)
+    result = Result("open", (0, 5), due, due, due + response, np.full(500, 200, np.int16), none, {}, 0, 0, 0, 1, 0.1)
     found = Overload(100, result, 1, 2, none, none, 10)
     assert found.unloaded_p50 == pytest.approx(0.01)
     assert found.recovery_seconds == recovery
