@@ -230,12 +230,18 @@ def differing_conditions(a: Sequence[Run], b: Sequence[Run]) -> list[str]:
     """Why the two sides may not be comparable, one line each."""
     lines = []
     for name in _CONDITIONS:
-        told = [list({repr(run.about.get(name)): None for run in side}) for side in (a, b)]
+        told = [list({repr(_condition(run, name)): None for run in side}) for side in (a, b)]
         if told[0] != told[1]:
             lines.append(f"{name} differs: {', '.join(told[0])} in A, {', '.join(told[1])} in B")
     for letter, side in (("A", a), ("B", b)):
         lines += [f"a run of {letter} is invalid: {run.invalid}" for run in side if not run.valid]
     return lines
+
+
+def _condition(run: Run, name: str) -> object:
+    """What a run tells of ``name``, less what is never the same twice."""
+    told = run.about.get(name)
+    return {key: value for key, value in told.items() if key != "load"} if isinstance(told, dict) else told
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -175,18 +175,26 @@ def checks(slo: Slo, run: Run) -> list[Check]:
     return found
 
 
+def in_order(routes: Iterable[str]) -> list[str]:
+    """As `ROUTES` has them, unknown ones last."""
+    return sorted(routes, key=lambda route: (ROUTES.index(route) if route in ROUTES else len(ROUTES), route))
+
+
 def knee(slo: Slo, run: Run) -> Stage | None:
     """The last stage that holds: `SERVED` of the asked rate answered well, and every promise but ``least_rate`` kept.
 
     So a server's throughput is defined by the latency that it must keep, as in MLPerf Inference's server scenario
-    (Reddi et al., ISCA 2020), not by the shape of the curve. None when no stage holds, or no stage has a rate.
+    (Reddi et al., ISCA 2020), not by the shape of the curve. None when no stage holds.
     """
     return next((stage for stage in reversed(run.stages) if _holds(slo, run, stage)), None)
 
 
 def _holds(slo: Slo, run: Run, stage: Stage) -> bool:
     cell = run.recording.total(None, stage.start, stage.end)
-    if stage.rate is None or cell.ok < SERVED * stage.rate * _whole_seconds(stage.start, stage.end):
+    # Chance has its say in how many requests a Poisson process makes; in the closed loop the server has.
+    by_clock = stage.rate is not None and run.about.get("arrivals") != "poisson"
+    asked = stage.rate * _whole_seconds(stage.start, stage.end) if stage.rate and by_clock else cell.count
+    if not cell.count or cell.ok < SERVED * asked:
         return False
     found = _between(slo, run, stage.start, stage.end, {})
     return all(check.met for check in found if check.figure != "least_rate")

@@ -154,10 +154,14 @@ def test_all_routes_together_come_first_when_there_are_several():
 
 
 def test_conditions_that_differ_are_told():
-    a, b = runs(lognormal(0.02), range(1)), runs(lognormal(0.02), range(1), arrivals="poisson", machine={"cores": 4})
-    bad = [run({"image": lognormal(0.02)}, STAGES, invalid="sent 9 ms late")]
+    a, b = (
+        runs(lognormal(0.02), range(1), machine={"cores": 2, "load": 0.1}),
+        runs(lognormal(0.02), range(1), machine={"cores": 4, "load": 0.7}, arrivals="poisson"),
+    )
+    busier = runs(lognormal(0.02), range(1), machine={"cores": 2, "load": 0.7})
     assert [line.split(" differs")[0] for line in differing_conditions(a, b)] == ["arrivals", "machine"]
-    assert differing_conditions(a, a) == []
+    assert differing_conditions(a, a) == differing_conditions(a, busier) == []
+    bad = [run({"image": lognormal(0.02)}, STAGES, machine={"cores": 2}, invalid="sent 9 ms late")]
     assert differing_conditions(a, bad) == ["a run of B is invalid: sent 9 ms late"]
 
 
