@@ -234,13 +234,14 @@ def by_model(run: Run, metric: str) -> dict[str, tuple[Floats, Floats]]:
         was, or the counters began anew with a new process.
     """
     lines: dict[str, tuple[Floats, Floats]] = {}
-    for name in sorted({name for sample in run.server for name in sample.metrics.get(f"{metric}_count", {})}):
+    names = (f"{metric}_count", f"{metric}_sum")
+    told = [sample for sample in run.server if sample.metrics]  # an overloaded server may not have answered
+    for name in sorted({name for sample in told for name in sample.metrics.get(names[0], {})}):
         times, means = [], []
-        for before, after in pairwise(run.server):
+        for before, after in pairwise(told):
             count, total = (
-                after.metrics.get(f"{metric}_{part}", {}).get(name, 0.0)
-                - before.metrics.get(f"{metric}_{part}", {}).get(name, 0.0)
-                for part in ("count", "sum")
+                after.metrics.get(part, {}).get(name, 0.0) - before.metrics.get(part, {}).get(name, 0.0)
+                for part in names
             )
             times.append((before.t + after.t) / 2)
             means.append(total / count if count > 0 and total >= 0 else math.nan)

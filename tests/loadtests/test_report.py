@@ -236,6 +236,16 @@ def test_counters_that_began_anew_leave_a_gap():
     assert [math.isnan(value) for value in rows] == [False, False, True, False]
 
 
+def test_a_sample_that_was_not_answered_is_passed_over():
+    samples = list(sampled(4))
+    samples[2] = Sample(2.0, {}, {})
+    times, rows = figures.by_model(run({"image": lognormal(0.02)}, server=tuple(samples)), "sextant_batch_rows")[
+        "cifar10_cnn"
+    ]
+    assert times.tolist() == [0.5, 2.0, 3.5]
+    assert rows.tolist() == [2.0, 3.0, 4.0]
+
+
 def test_memory_is_told_by_process_the_largest_first():
     samples = (Sample(0.0, {"5": 60.0, "6": 180.0}, {}), Sample(1.0, {"6": 181.0}, {}))
     found = figures.resident(run({"image": lognormal(0.02)}, server=samples))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtests import payloads
 from loadtests.record import Recording
 from loadtests.runfile import Run, Stage
 from loadtests.slo import ALL, DEFAULT, FIGURES, ROUTES, Objective, Slo, SloError, checks, judge, knee, load
@@ -26,6 +27,10 @@ def waits(*milliseconds: float, error: str | None = None) -> Draw:
         return milliseconds[turn % len(milliseconds)] / 1000, error
 
     return draw
+
+
+def test_the_routes_are_those_that_are_sent():
+    assert ROUTES == payloads.ROUTES
 
 
 @pytest.mark.parametrize("name", ["slo.toml", "slo-ci.toml"])
