@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.preprocessing.image import open_image, to_digit, to_rgb
-from serving.preprocessing.text import Encoder, load_vocabulary, pad
+from serving.preprocessing.text import PADDING, Encoder, load_vocabulary, pad
 
 EXPORTED: Final = Path(__file__).resolve().parents[2] / "exported_models"
 Answer: TypeAlias = dict[str, Any]
@@ -90,10 +90,12 @@ class SentimentModel:
 
     Args:
         file: another graph of it, with the same input and output.
+        padded: every review to as many ids as the model takes at most, as it was trained.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
+    def __init__(self, file: Path | None = None, *, padded: bool = False) -> None:
         folder = EXPORTED / "imdb_lstm" / "1"
+        self._padded = padded
         self._graph = Graph(folder, file)
         self.encoder = Encoder(
             load_vocabulary((folder / "vocabulary.txt").read_bytes()),
@@ -104,7 +106,11 @@ class SentimentModel:
         """Judge reviews, together in one batch as long as the longest."""
         negative, positive = self._graph.labels
         reviews = [self.encoder.encode(text) for text in texts]
-        probabilities = self._graph.run(tokens=pad([review.ids for review in reviews]))[:, 0].tolist()
+        rows = [review.ids for review in reviews]
+        if self._padded:
+            rows.append(np.full(self.encoder.max_tokens, PADDING, np.int32))
+        tokens = pad(rows)[: len(reviews)]
+        probabilities = self._graph.run(tokens=tokens)[:, 0].tolist()
         return [
             {
                 "label": positive if probability >= 0.5 else negative,

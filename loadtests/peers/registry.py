@@ -24,10 +24,10 @@ def _bentoml(service: str) -> Callable[[str, int], list[str]]:
     return command
 
 
-def _uvicorn(app: str) -> Callable[[str, int], list[str]]:
+def _uvicorn(*app: str) -> Callable[[str, int], list[str]]:
     def command(python: str, port: int) -> list[str]:
         fast = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
-        return [python, "-m", "uvicorn", app, "--host", "127.0.0.1", "--port", str(port), *fast]
+        return [python, "-m", "uvicorn", *app, "--host", "127.0.0.1", "--port", str(port), *fast]
 
     return command
 
@@ -61,7 +61,14 @@ PEERS: Final = (
         "fastapi-plain-graph",
         "FastAPI, plain tf2onnx graph",
         "fastapi",
-        _uvicorn("loadtests.peers.fastapi_plain_graph:app"),
+        _uvicorn("--factory", "loadtests.peers.fastapi_plain_graph:app"),
+        _as_is(_REVIEWS),
+    ),
+    Peer(
+        "fastapi-plain-bare",
+        "FastAPI, plain tf2onnx graph, not padded",
+        "fastapi",
+        _uvicorn("--factory", "loadtests.peers.fastapi_plain_graph:bare"),
         _as_is(_REVIEWS),
     ),
     Peer(
