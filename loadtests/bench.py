@@ -33,7 +33,7 @@ from loadtests.measurements import Measurements
 from loadtests.peers import EXTRA_PEERS, PEERS, Peer, Request
 from loadtests.processes import ROOT, Server, ServerError, Usage, cores, end_as_interrupted, free_port, pinned
 from loadtests.result import BUSY_LIMIT, Result, milliseconds
-from loadtests.tables import bars_table, draw, put_between_markers, report, summary
+from loadtests.tables import bars_table, disturbed, draw, put_between_markers, report, summary
 from loadtests.wire import Address, encode
 
 RESULTS = ROOT / "loadtests" / "results"
@@ -413,6 +413,7 @@ def main(arguments: list[str]) -> int:
     write(found, folder, name)
     if not options.smoke:
         print(bars_table(found))
+        print(disturbed(found))
     print(f"{folder / name}.md, .png, .json")
     return 1 if any("error" in told for told in found.servers.values()) else 0
 

@@ -94,7 +94,6 @@ def _run(work: Coroutine[Any, Any, Result]) -> Result:
 
 @contextlib.contextmanager
 def _no_collections() -> Iterator[None]:
-    gc.collect()
     gc.disable()
     try:
         yield

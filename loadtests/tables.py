@@ -12,6 +12,8 @@ from loadtests.bars import Bar, bars
 from loadtests.measurements import Measurements, middle
 
 START, END = "<!-- bench: written by make bench -->", "<!-- bench: end -->"
+LEAST_BUSY = 0.9
+"""Share of its core that a server under a closed loop gets, unless something else is running."""
 _NONE = "–"
 
 
@@ -50,6 +52,7 @@ def report(found: Measurements, chart: str) -> str:
         "# Side by side\n",
         f"{about(found)}\n",
         how,
+        f"{disturbed(found)}\n",
         f"![Requests a second by payload and server]({chart})\n",
         "## What is asked, and what was measured\n",
         bars_table(found),
@@ -59,7 +62,7 @@ def report(found: Measurements, chart: str) -> str:
         _by_server(found, _advantage, besides="sextant"),
         "## Latency, p50 / p99 in ms\n",
         _by_server(found, _latency),
-        "## Share of its core that the server got; well below 1, something else was running\n",
+        "## Share of its core that the server got\n",
         _by_server(found, lambda found, case, server: _number(found.median((case, server), "server_busy"), "{:.2f}")),
         "## CPU milliseconds a request, the server's processes together\n",
         _by_server(found, lambda found, case, server: _number(found.median((case, server), "cpu_ms"), "{:.3f}")),
@@ -99,6 +102,16 @@ def about(found: Measurements) -> str:
         f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}; "
         f"{versions}; {machine['date']}."
     )
+
+
+def disturbed(found: Measurements) -> str:
+    """How many rows of the comparison are in doubt, since their server did not get its core; empty if none."""
+    rows = [row for row in found.rows if found.cases[row["case"]]["main"]]
+    robbed = [row for row in rows if row["server_busy"] < LEAST_BUSY]
+    if not robbed:
+        return ""
+    where = ", ".join(dict.fromkeys(f"{row['case']} → {row['server']}" for row in robbed))
+    return f"In {len(robbed)} of {len(rows)} the server got less than {LEAST_BUSY:.0%} of its core: {where}."
 
 
 def put_between_markers(path: Path, text: str) -> None:

@@ -22,7 +22,7 @@ from loadtests.measurements import Measurements, middle
 from loadtests.peers import Peer, Request
 from loadtests.processes import Server, ServerError, Usage, ask, cores, free_port, pinned
 from loadtests.result import Result
-from loadtests.tables import END, START, MarkerError, put_between_markers, report, summary
+from loadtests.tables import END, START, MarkerError, disturbed, put_between_markers, report, summary
 from tests.conftest import ROOT
 
 GET = Request("GET", "/", "", b"")
@@ -155,6 +155,15 @@ def test_the_table_of_ratios_has_the_others_and_the_cases_that_sextant_was_in():
         "| --- | ---: |",
         "| a | 4.00 |",
     ]
+
+
+def test_rows_whose_server_was_robbed_of_its_core_are_named():
+    measured = found(**{"a/x": [1, 2, 3], "b/x": [1, 2, 3]})
+    assert disturbed(measured) == ""
+    measured.rows[1]["server_busy"] = measured.rows[2]["server_busy"] = 0.6
+    assert disturbed(measured) == "In 2 of 6 the server got less than 90% of its core: a → x."
+    measured.cases["a"]["main"] = False  # with one connection it need not be busy
+    assert disturbed(measured) == ""
 
 
 def test_the_readme_keeps_everything_but_the_table(tmp_path: Path):
