@@ -227,6 +227,10 @@ class Recording:
                 total.merge(cell)
         return total
 
+    def answered(self, start: float = 0.0, end: float = math.inf) -> int:
+        """How many requests that were due in these seconds were answered as they should be; cheap, unlike `total`."""
+        return sum(cell.ok for cells in self._cells.values() for cell in _between(cells, start, end))
+
     def to_json(self) -> dict[str, Any]:
         """Cells by route and second, without the empty ones."""
         return {

@@ -153,7 +153,10 @@ def past_the_knee(recording: Recording, course: Sequence[Stage], second: float, 
         second: of the run; a step is judged 4 s after its end, when all processes have reported.
     """
     over = [stage for stage in course if stage.end <= second - 4.0]
-    served = [recording.total(start=stage.start, end=stage.end).ok / (stage.end - stage.start) for stage in over]
+
+    def served(stage: Stage) -> float:
+        return recording.answered(stage.start, stage.end) / (stage.end - stage.start)
+
     if rate is not None:
-        return bool(over) and served[-1] < KEPT_UP * rate * over[-1].factor
-    return len(over) > 2 and served[-1] < RISES * served[-3]
+        return bool(over) and served(over[-1]) < KEPT_UP * rate * over[-1].factor
+    return len(over) > 2 and served(over[-1]) < RISES * served(over[-3])

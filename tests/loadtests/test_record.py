@@ -152,3 +152,11 @@ def test_merged_cells_add_up():
     cell.merge(known().total())
     cell.merge(known().total())
     assert (cell.ok, cell.errors["429"], cell.response.count) == (2, 2, 4)
+
+
+def test_good_answers_of_some_seconds_can_be_counted_alone():
+    recording = known("digit-raw", 3)
+    recording.merge(known("image", 9))
+    assert recording.answered() == recording.total().ok == 2
+    assert recording.answered(4, 9) == recording.total(None, 4, 9).ok == 0
+    assert recording.answered(3, 4) == recording.total(None, 3, 4).ok == 1
