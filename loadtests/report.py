@@ -104,12 +104,14 @@ def write(folder: Path, run: Run, slo: Slo | None = None) -> Path:
 def headline(run: Run, slo: Slo, found: Sequence[Check]) -> tuple[Literal["met", "broken", "invalid"], str, str]:
     """Class of the verdict, the verdict, and the figure that matters.
 
-    Of a promise kept that is the figure closest to its limit; of broken ones the furthest beyond.
+    Of broken promises that is the one furthest beyond its limit; of kept ones the closest to it, rates aside, whose
+    limit may be the load's own.
     """
     breaches = [check for check in found if not check.met]
     if not run.valid:
         return "invalid", "Invalid: no figure of this run counts", run.invalid
-    worst = max(breaches or found, key=lambda check: check.used)
+    costs = [check for check in found if check.figure != "least_rate"]
+    worst = max(breaches or costs or found, key=lambda check: check.used)
     where = ""
     if run.about.get("shape") == "steps":
         stage = knee(slo, run)
@@ -119,7 +121,7 @@ def headline(run: Run, slo: Slo, found: Sequence[Check]) -> tuple[Literal["met",
     if breaches:
         more = f". {len(breaches)} promises of {len(found)} were broken" if len(breaches) > 1 else ""
         return "broken", "SLO broken", f"{where}{worst}{more}"
-    used = f" ({worst.used:.0%} of what is allowed)" if worst.figure != "least_rate" else ""
+    used = f" ({worst.used:.0%} of what is allowed)" if costs else ""
     return "met", "SLO met", f"{where}Closest to its limit: {worst}{used}"
 
 

@@ -125,6 +125,12 @@ def test_the_headline_is_the_verdict_and_the_figure_closest_to_its_limit(tmp_pat
     assert "Closest to its limit: image: p50 of 38.2 ms; at most 40 ms (96% of what is allowed)" in found.text
 
 
+def test_a_rate_served_in_full_is_not_the_figure_that_matters(tmp_path: Path):
+    slo = Slo({"image": Objective(p50_ms=1000, least_rate=500)})
+    found = page(tmp_path, run({"image": lambda _random, _due: (0.01, None)}), slo)
+    assert "Closest to its limit: image: p50 of 10.2 ms; at most 1000 ms (1% of what is allowed)" in found.text
+
+
 def test_a_broken_promise_is_the_headline(tmp_path: Path):
     found = page(tmp_path, run({"image": lambda _random, _due: (0.5, None)}))
     assert found.verdict == "verdict broken"
