@@ -219,24 +219,23 @@ class OpenLoop(Loop):
         while self._free:
             connection = self._free.pop()
             if connection.reusable:  # the server may have closed it meanwhile
-                self._send(connection, due)
+                connection.send(next(self._messages), due)
+                self._late.append(connection.sent - due)
                 return
             self._connections.discard(connection)
         if len(self._connections) + self._opening < self._max_connections:
             self._opening += 1
+            # From here on it is the server that takes its time to accept, not the generator.
+            self._late.append(perf_counter() - due)
             self._spawn(self._open(due))
         else:
             self._queue.append(due)
 
     def _next(self, connection: Connection) -> None:
-        if self._queue:
-            due = self._queue.popleft()
-            if connection.reusable:
-                self._send(connection, due)
-            else:
-                self._arrive(due)
-        elif connection.reusable:
+        if connection.reusable:
             self._free.append(connection)
+        if self._queue:
+            self._arrive(self._queue.popleft())
 
     async def _open(self, due: float) -> None:
         try:
@@ -244,10 +243,6 @@ class OpenLoop(Loop):
         finally:
             self._opening -= 1
         if connection is not None:
-            self._send(connection, due)
+            connection.send(next(self._messages), due)
         elif self._queue:
             self._arrive(self._queue.popleft())
-
-    def _send(self, connection: Connection, due: float) -> None:
-        connection.send(next(self._messages), due)
-        self._late.append(connection.sent - due)

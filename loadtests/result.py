@@ -30,7 +30,8 @@ class Result:
         sent: (answers,) when it was.
         done: (answers,) when its answer was whole.
         status: (answers,) int16 HTTP status.
-        late: (sent requests,) seconds between due and sent, of requests without an answer too.
+        late: (requests,) seconds from when each was due to when it was sent or, where it took a new connection, to
+            when that was begun: the generator's own delay, of requests without an answer too.
         errors: requests without an answer because of the connection, by reason.
         unanswered: requests without an answer when the grace after the run was over.
         missing_headers: answers without the header asked of their status.
