@@ -273,7 +273,7 @@ def conclusion(rows: Sequence[Row]) -> str:
         f"{sum(row.verdict == verdict for row in judged)} {verdict}" for verdict in ("worse", "better", "within noise")
     )
     named = f"{most.route} {most.figure.name} {most.figure.change(most.change.estimate)} ({most.verdict})"
-    return f"B to A: {counts}; most of all {named}"
+    return f"B to A: {counts}; the largest: {named}"
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
