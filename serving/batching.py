@@ -32,9 +32,10 @@ Run: TypeAlias = Callable[[Rows], Rows]
 
 INLINE_SECONDS = 0.002
 """A batch that takes longer would hold up the loop, so it runs in a thread; the hop costs about 0.1 ms."""
+_BATCH_SECONDS = 2e-5
+"""What a batch costs beside the model: it is put together, released, divided and counted."""
 _NEARLY_BEST = 1.1
-_CLEARLY_WORSE = 1.3
-"""Below this, a dearer row may be the noise of a busy machine."""
+_ROUNDS = 6
 _SIMILAR_LENGTH = 1.5
 """Rows share a batch when padding makes the shorter at most this many times as long."""
 
@@ -75,8 +76,9 @@ def measure(run: Run, sample: Rows, *, largest: int, threads: int = 1, budget_se
     """Time ``run`` at batch 1, 2, 4, … and choose the batch size.
 
     The smallest size within 10 % of the best cost per row is chosen: what is not gained in throughput should
-    not be paid in latency. Sizes stop when the cost per row gets worse, at ``largest``, or when the next one
-    would not fit into ``budget_seconds``.
+    not be paid in latency. The sizes are timed in rounds and the fastest run of each counts, so that a busy moment
+    of the machine falls on all of them. Sizes stop at ``largest``, or when the next one would not fit into
+    ``budget_seconds``.
 
     Args:
         run: the model.
@@ -85,24 +87,24 @@ def measure(run: Run, sample: Rows, *, largest: int, threads: int = 1, budget_se
         threads: that ``run`` uses, to be said of it.
         budget_seconds: the most time to spend, about.
     """
-    started = time.perf_counter()
+    ends = time.perf_counter() + budget_seconds
+    batches: dict[int, Rows] = {}
     times: dict[int, float] = {}
-    size, best = 1, math.inf
+    size = 1
     stop = f"{largest} rows is the limit set"
     while size <= largest:
-        batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in sample.items()}
-        first = _timed(run, batch)  # the first run of a shape allocates
-        times[size] = first if first > budget_seconds / 4 else min(_timed(run, batch) for _ in range(5))
-        per_row = times[size] / size
-        if per_row > best * _CLEARLY_WORSE:
-            stop = f"a row costs more at {size} than at fewer"
-            break
-        best = min(best, per_row)
-        if time.perf_counter() - started + 12 * times[size] > budget_seconds:
+        batches[size] = {name: np.resize(array, (size, *array.shape[1:])) for name, array in sample.items()}
+        times[size] = min(_timed(run, batches[size]) for _ in range(2))  # the first run of a shape allocates
+        if time.perf_counter() + _ROUNDS * 2 * times[size] > ends:
             stop = f"larger ones take too long to try ({times[size] * 1000:.0f} ms at {size})"
             break
         size *= 2
-    chosen = next(size for size, seconds in times.items() if seconds / size <= best * _NEARLY_BEST)
+    for _ in range(_ROUNDS):
+        for size, batch in batches.items():
+            if time.perf_counter() + times[size] < ends:
+                times[size] = min(times[size], _timed(run, batch))
+    best = min((seconds + _BATCH_SECONDS) / size for size, seconds in times.items())
+    chosen = next(size for size, seconds in times.items() if seconds + _BATCH_SECONDS <= best * _NEARLY_BEST * size)
     inline = times[chosen] <= INLINE_SECONDS
     where = "on the event loop" if inline else f"in {threads} threads" if threads > 1 else "in a thread"
     return Profile(
