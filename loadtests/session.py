@@ -188,15 +188,16 @@ class Collection:
             return f"{self.processes - len(self._finished)} of {self.processes} processes did not report at the end"
         if not total.count:
             return "no request was sent"
+        reasons = []
         if self._unsent:
             why = ", ".join(f"{count} × {reason}" for reason, count in self._unsent.most_common())
-            return f"{self._unsent.total()} of {total.count} requests could not be sent: {why}"
+            reasons.append(f"{self._unsent.total()} of {total.count} requests could not be sent ({why})")
         if self.plan.loop == "open" and late > LATE_SECONDS:
-            return (
+            reasons.append(
                 f"the generator did not keep up: p99 of sent − due is {1000 * late:.1f} ms; "
                 f"at most {1000 * LATE_SECONDS:g} ms"
             )
-        return ""
+        return "; ".join(reasons)
 
     def document(self) -> dict[str, Any]:
         """The content of ``run.json``, without what only the server knows."""
