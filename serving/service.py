@@ -49,7 +49,7 @@ class LeanService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML's inte
             return application
         front = Front(LINE, ENDPOINTS, application)
         # BentoML has uvicorn choose its HTTP protocol, and uvicorn looks here.
-        uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol(front.admission)  # type: ignore[assignment]
+        uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol(front.admission, SETTINGS.keep_alive_seconds)  # type: ignore[assignment]
         return front
 
     @property

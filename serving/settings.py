@@ -67,6 +67,8 @@ class Settings(BaseModel):
     """Requests in progress on one route of a worker, above which more are refused (429)."""
     deadline_seconds: float = Field(default=10.0, gt=0, le=3600)
     """Seconds from the first byte of a request after which it is answered 504."""
+    keep_alive_seconds: float = Field(default=75.0, gt=0, le=3600)
+    """Seconds after which an idle connection is closed; more than the proxy before the service keeps its own."""
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
     """Largest request body (413)."""
     max_image_pixels: int = Field(default=2**24, ge=1024)

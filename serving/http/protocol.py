@@ -10,6 +10,7 @@ one call of the system and one segment on the wire for two.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -25,11 +26,21 @@ class _Answered:
     response_complete = True
 
 
-def protocol(admission: Admission) -> type[HttpToolsProtocol]:
-    """Make uvicorn's HTTP/1.1 protocol, but that it asks ``admission`` as soon as it has read a head."""
+def protocol(admission: Admission, keep_alive_seconds: float) -> type[HttpToolsProtocol]:
+    """Make uvicorn's HTTP/1.1 protocol, but that it asks ``admission`` as soon as it has read a head.
+
+    Args:
+        admission: says what to refuse.
+        keep_alive_seconds: after which an idle connection is closed; BentoML's 5 are fewer than those of the proxies
+            that stand before a service, which then meet connections that are closed as they send.
+    """
 
     class Protocol(HttpToolsProtocol):
         cycle: RequestResponseCycle | Any
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.timeout_keep_alive = keep_alive_seconds  # type: ignore[assignment]  # any number of seconds will do
+            super().connection_made(transport)  # type: ignore[arg-type]
 
         def on_headers_complete(self) -> None:
             # A pipelined request has to wait for its turn, and one that asks before it sends its body may

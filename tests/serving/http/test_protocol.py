@@ -3,6 +3,8 @@
 import asyncio
 import json
 import socket
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from serving.http.front import send_reply
 from serving.http.messages import Reply
-from tests.conftest import Server
+from tests.conftest import Server, serve
 from tests.serving import pictures
 
 RAW = pictures.mnist_like().tobytes()
@@ -133,3 +135,25 @@ def test_a_request_is_answered_alike_however_it_asks(server: Server, header: byt
     ((status, answer),) = answers(server, HEAD + header + b"\r\n" + RAW, 1)
     assert status == b"HTTP/1.1 200 OK"
     assert answer == server.post("/v1/digit", RAW, "application/octet-stream").json()
+
+
+def test_an_idle_connection_is_kept_as_long_as_is_set(small_models: Path, tmp_path: Path):
+    head = HEAD + b"\r\n" + RAW
+    with serve(small_models, tmp_path / "log.txt", models="mnist_mlp", keep_alive_seconds="0.5") as short:
+        address = urlsplit(short.url)
+        with socket.create_connection((address.hostname, address.port), 20) as connection:
+            connection.sendall(head)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            assert connection.recv(65536) == b""  # closed, and not by us
+
+
+def test_an_idle_connection_outlives_those_of_the_usual_clients(server: Server):
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), 20) as connection:
+        for _ in range(2):
+            connection.sendall(HEAD + b"\r\n" + RAW)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            time.sleep(6)  # uvicorn's default is 5
+        connection.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            connection.recv(1)  # nothing, and not the end
