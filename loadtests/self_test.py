@@ -32,11 +32,11 @@ LATE_MS: Final = 5.0
 """The most that p99 of sent − due may be at half of `LEAST_RATE`."""
 STALL_RATE, STALL_SECONDS, STALL_LEAST_MS = 200.0, 1.0, 700.0
 _GROWTH: Final = 1.25
-_BODY: Final = (
+BODY: Final = (
     b'{"model":"none","version":1,"predictions":[{"label":"7","index":7,"confidence":0.91,'
     b'"probabilities":[0.01,0.01,0.01,0.01,0.01,0.01,0.01,0.91,0.01,0.01]}]}'
 )
-_ANSWER: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(_BODY) + _BODY
+ANSWER: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY
 
 
 class Trivial(asyncio.Protocol):
@@ -67,7 +67,7 @@ class Trivial(asyncio.Protocol):
             self._buffer = self._buffer[whole:]
             self._before_each()
             if self._transport is not None:
-                self._transport.write(_ANSWER)
+                self._transport.write(ANSWER)
 
 
 def stall(after: float, seconds: float) -> Callable[[], None]:
@@ -181,6 +181,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--serve", type=int, metavar="PORT", help="be the trivial server")
     parser.add_argument("--stall-after", type=float, default=0.0, metavar="S", help="of the trivial server (0: never)")
     options = parser.parse_args(arguments)
+    if options.seconds is not None and not 1 <= options.seconds < 3600:
+        parser.error(f"--seconds: expected 1 to 3600, received {options.seconds:g}")
     if options.serve:
         before_each = stall(options.stall_after, STALL_SECONDS) if options.stall_after else (lambda: None)
         uvloop.run(serve(options.serve, before_each))

@@ -162,9 +162,14 @@ class Collection:
         return time.time() - self.started
 
     @property
+    def finished(self) -> int:
+        """How many processes have made their last report."""
+        return len(self._finished)
+
+    @property
     def complete(self) -> bool:
-        """Whether every process has told that it is finished."""
-        return len(self._finished) >= self.processes
+        """Whether all have."""
+        return self.finished >= self.processes
 
     @property
     def overdue(self) -> bool:
@@ -185,7 +190,7 @@ class Collection:
         if not self.complete:
             if self.now < self.plan.seconds:
                 return f"it was ended after {max(self.now, 0.0):.0f} of {self.plan.seconds:g} s"
-            return f"{self.processes - len(self._finished)} of {self.processes} processes did not report at the end"
+            return f"{self.processes - self.finished} of {self.processes} processes did not report at the end"
         if not total.count:
             return "no request was sent"
         reasons = []
@@ -295,10 +300,11 @@ class Session:
             ValueError: the options make no plan.
         """
         collection = None if self._runner.state == STATE_INIT else self.collection  # that of the run before
-        processes = self._runner.worker_count if isinstance(self._runner, MasterRunner) else 1
+        processes = self._runner.worker_count
         plan, second = (self._read_plan(), 0.0) if collection is None else (collection.plan, collection.now)
         if collection is not None:
-            if collection.complete or collection.overdue:
+            # Those that were lost are not waited for.
+            if collection.finished >= min(collection.processes, processes) or collection.overdue:
                 return None
             self._end_steps(collection)
         last = math.nextafter(plan.seconds, 0.0)  # users stay until their last answers have come

@@ -35,6 +35,11 @@ class Recorded:
     def about(self) -> dict[str, Any]:
         return self.told["about"]
 
+    @property
+    def whole(self) -> bool:
+        """Whether everything was sent and recorded; how punctually depends on what else the machine does."""
+        return not self.told["invalid"] or self.told["invalid"].startswith("the generator did not keep up")
+
     def seconds(self) -> list[int]:
         """Requests that were due in each second of the run."""
         recording = self.recording

@@ -17,9 +17,10 @@ from pathlib import Path
 import gevent
 import pytest
 
+from loadtests import self_test
 from loadtests.connection import NO_ANSWER, AddressError, Connection, Failure, Target
 from loadtests.payloads import Payload, payloads
-from loadtests.self_test import _ANSWER, _BODY
+from loadtests.self_test import ANSWER, BODY
 from tests.conftest import free_port
 from tests.loadtests.locusts import Recorded, record
 from tests.loadtests.servers import Handler, answering, listening, request
@@ -30,7 +31,7 @@ RAW = ("--route", "digit-raw")
 @pytest.fixture
 def server() -> Iterator[str]:
     """Answers everything with the same digit."""
-    with listening(answering(_ANSWER)) as url:
+    with listening(answering(ANSWER)) as url:
         yield url
 
 
@@ -45,7 +46,7 @@ def stalling(after: float, seconds: float) -> Handler:
             if time.monotonic() >= begun[0] + after:
                 begun[0] = float("inf")
                 time.sleep(seconds)  # noqa: ASYNC251 - that is the stall
-            writer.write(_ANSWER)
+            writer.write(ANSWER)
 
     return handle
 
@@ -89,11 +90,11 @@ def test_processes_share_the_rate(server: str, tmp_path: Path):
     found = record(tmp_path, server, 3, *RAW, "--rate", "101", "--processes", "2")
     assert found.seconds() == [101, 101, 101]
     assert (found.about["processes"], len(found.about["generator_busy"])) == (2, 2)
-    assert (found.total.ok, found.told["valid"], found.told["invalid"]) == (303, True, "")
+    assert (found.total.ok, found.whole) == (303, True)
 
 
 def test_connections_that_the_server_closes_are_replaced(tmp_path: Path):
-    closing = _ANSWER.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
+    closing = ANSWER.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
     with listening(answering(closing)) as url:
         found = record(tmp_path, url, 2, *RAW, "--rate", "50")
     assert (found.total.ok, found.total.failed) == (100, 0)
@@ -101,8 +102,8 @@ def test_connections_that_the_server_closes_are_replaced(tmp_path: Path):
 
 def test_what_does_not_answer_well_is_told_by_reason(tmp_path: Path):
     refused = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n"
-    wrong = _ANSWER.replace(b"0.91", b"0.19")
-    with listening(answering(_ANSWER, refused, wrong, b"HTTP/1.1 200 OK\r\n\r\n", b"nonsense\r\n\r\n")) as url:
+    wrong = ANSWER.replace(b"0.91", b"0.19")
+    with listening(answering(ANSWER, refused, wrong, b"HTTP/1.1 200 OK\r\n\r\n", b"nonsense\r\n\r\n")) as url:
         found = record(tmp_path, url, 2, *RAW, "--rate", "50")
     assert found.total.count == 100
     assert found.total.ok == 20
@@ -111,7 +112,7 @@ def test_what_does_not_answer_well_is_told_by_reason(tmp_path: Path):
     assert any(reason.startswith("wrong answer: the probabilities") for reason in found.total.errors)
     # A server is no less wrong for being quick about it, but those who were not answered were not kept waiting.
     assert found.total.response.count == found.total.count - found.total.errors["malformed answer"]
-    assert found.told["valid"]
+    assert found.whole
 
 
 def test_no_server_is_a_run_of_refused_connections(tmp_path: Path):
@@ -126,6 +127,19 @@ def test_a_generator_that_cannot_keep_up_says_so(server: str, tmp_path: Path):
     assert not found.told["valid"]
     assert " of 60000 requests could not be sent (" in found.told["invalid"]
     assert "the generator did not keep up: p99 of sent − due is " in found.told["invalid"]
+
+
+def test_the_self_test_shows_a_stall(capfd: pytest.CaptureFixture[str]):
+    assert self_test.main(["--stall", "--seconds", "4"]) == 0
+    said = capfd.readouterr().out.splitlines()
+    assert said[0] == "a server that stalls once for 1 s in 4 s:"
+    assert said[1].split(";")[0].split()[:6] == ["open", "loop,", "200", "requests/s", "800", "requests,"]
+    assert "closed loop, 16 users" in said[2]
+
+
+def test_the_self_test_needs_a_second():
+    with pytest.raises(SystemExit, match="2"):
+        self_test.main(["--seconds", "0.5"])
 
 
 # --- one connection ------------------------------------------------------------------------------------------
@@ -167,7 +181,7 @@ def ask(url: str, payload: Payload = DIGIT, times: int = 1) -> list[object]:
 
 
 def test_a_connection_is_kept_for_the_next_request(server: str):
-    assert ask(server, times=3) == [(200, _BODY, True)] * 3
+    assert ask(server, times=3) == [(200, BODY, True)] * 3
 
 
 def test_chunked_interim_and_piecewise_answers_are_understood():
