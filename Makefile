@@ -1,13 +1,13 @@
 # `make help` lists the targets. GNU make 3.81 and a POSIX shell are enough.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check format train accuracy bench bench-peers overload bento lock clean
+.PHONY: help serve test check format train accuracy bench bench-peers overload loadtest capacity soak bento lock clean
 
 PORT ?= 3000
 WORKERS ?=
 # Not `?=`: several shells and tool chains export HOST as the name of the machine.
 HOST = 127.0.0.1
-ROUTE ?= sentiment-230
+ROUTE ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,6 +20,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --qui
 export BENTOML_DO_NOT_TRACK := True
 # TensorFlow's C++ log below errors says what CPU it was built for, nothing of the run.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+# To serve, HOST is where to listen. A load test is aimed at it only when make's command line says HOST=.
+ELSEWHERE = $(filter command,$(origin HOST))
+LOAD = --port=$(PORT) $(if $(ELSEWHERE),--host=$(HOST)) $(if $(RATE),--rate=$(RATE)) \
+	$(if $(PROCESSES),--processes=$(PROCESSES)) $(if $(SLO),--slo=$(SLO)) $(ARGS)
 
 URL = http://$(if $(filter 0.0.0.0 ::,$(HOST)),127.0.0.1,$(HOST)):$(PORT)
 
@@ -71,7 +76,18 @@ bench-peers: $(VENV)/.load $(PEERS:%=$(PEER_VENVS)/%/.installed) ## beside LitSe
 	@$(BIN)/python -m loadtests.bench --extra $(ARGS)
 
 overload: $(VENV)/.load ## three times what the service can do, for 30 s, and the verdict: ROUTE=sentiment-230
-	@$(BIN)/python -m loadtests.overload $(ROUTE) $(ARGS)
+	@$(BIN)/python -m loadtests.overload $(or $(ROUTE),sentiment-230) $(ARGS)
+
+loadtest: $(VENV)/.load ## 20 s of mixed requests by the clock, verdict, report: SHAPE= ROUTE= RATE= MINUTES= PROCESSES= SLO= HOST=
+	@$(BIN)/python -m loadtests.run $(if $(SHAPE),--shape=$(SHAPE)) $(if $(ROUTE),--route=$(ROUTE)) \
+		$(if $(MINUTES),--minutes=$(MINUTES)) $(LOAD)
+
+capacity: $(VENV)/.load ## the highest rate whose p99 keeps the SLO, three times: ROUTE=digit (about 5 minutes; all: half an hour)
+	@$(BIN)/python -m loadtests.capacity $(if $(ROUTE),--route=$(ROUTE)) $(LOAD) \
+		$(if $(ELSEWHERE)$(strip $(ROUTE)$(RATE)$(PROCESSES)$(SLO)$(ARGS)),,--readme)
+
+soak: $(VENV)/.load ## mixed requests at 60 % of the capacity, and whether anything drifts: MINUTES=30 RATE= HOST=
+	@$(BIN)/python -m loadtests.soak $(if $(MINUTES),--minutes=$(MINUTES)) $(LOAD)
 
 bento: $(VENV)/.serve ## build the Bento: service, models and pins in one archive
 	@$(BIN)/bentoml build

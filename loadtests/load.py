@@ -58,7 +58,9 @@ class Load:
         loop: whether requests follow the clock or the answers.
         clients: users of the closed loop, at a factor of 1.
         arrivals: of the open loop.
-        processes: that generate.
+        processes: that generate, here.
+        workers: of Locust on other machines, that generate instead; 0 for none.
+        bind: address and port at which Locust's master waits for them.
         seed: of payloads, their order and Poisson arrivals.
 
     Raises:
@@ -73,6 +75,8 @@ class Load:
     clients: int = 16
     arrivals: Arrivals = "constant"
     processes: int = 1
+    workers: int = 0
+    bind: str = "0.0.0.0:5557"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -83,6 +87,8 @@ class Load:
         for name, value in above_zero.items():
             if not 0 < value < math.inf:
                 raise LoadError(f"{name}: expected a number above 0, received {value:g}")
+        if self.workers < 0 or not self.bind.rpartition(":")[2].isdecimal():
+            raise LoadError(f"expected workers at ADDRESS:PORT, received {self.workers} at {self.bind!r}")
         try:
             stages(self.shape, self.seconds)
         except ValueError as error:
@@ -122,7 +128,11 @@ class Load:
             **({"minutes": repr(self.seconds / 60)} if self.seconds is not None else {}),
         }
         words = [f"--{name}={value}" for name, value in options.items()]
-        if self.processes > 1:
+        if self.workers:
+            address, _, own = self.bind.rpartition(":")
+            words += ["--master", f"--expect-workers={self.workers}"]
+            words += [f"--master-bind-host={address}", f"--master-bind-port={own}"]
+        elif self.processes > 1:
             # A port of its own, on this machine alone: another Locust may have the usual one.
             port = free_port()
             words += [f"--processes={self.processes}", "--master-bind-host=127.0.0.1"]

@@ -118,6 +118,13 @@ def main(arguments: Sequence[str]) -> int:
     add("--loop", choices=["open", "closed"], default="open", help="requests follow the clock, or the answers")
     add("--clients", type=int, default=16, metavar="N", help="users who wait, closed loop (%(default)s)")
     add("--arrivals", choices=["constant", "poisson"], default="constant", help="of the open loop")
+    add("--workers", type=int, default=0, metavar="N", help="wait for N Locust workers, which generate instead (none)")
+    add(
+        "--bind",
+        default="0.0.0.0:5557",
+        metavar="ADDRESS:PORT",
+        help="at which they find Locust's master (%(default)s)",
+    )
     add("--folder", type=Path, help="for what was found (runs/loadtests/SHAPE-TIME)")
     told = parser.parse_args(arguments)
     asked = Load(
@@ -129,6 +136,8 @@ def main(arguments: Sequence[str]) -> int:
         clients=told.clients,
         arrivals=told.arrivals,
         processes=told.processes,
+        workers=told.workers,
+        bind=told.bind,
         seed=told.seed,
     )
     slo = promised(told.slo, asked.routes)

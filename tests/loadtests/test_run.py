@@ -243,6 +243,25 @@ def test_several_processes_get_a_port_of_their_own_on_this_machine(tmp_path: Pat
     assert ports != {"5557"}
 
 
+def test_the_load_can_come_from_workers_elsewhere(server: Server, tmp_path: Path):
+    port = free_port()
+    load = ["--host", server.url, "--route", "digit-raw", "--minutes", 0.05, "--rate", 60, "--workers", 1]
+    locust = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--worker", "--headless"]
+    worker = subprocess.Popen(
+        [*locust, "--master-host", "127.0.0.1", "--master-port", str(port)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        command(*load, "--bind", f"127.0.0.1:{port}", "--slo", slo_file(tmp_path), "--folder", tmp_path / "run")
+        worker.wait(20)
+    finally:
+        worker.kill()
+        worker.wait()
+    assert Run.load(tmp_path / "run").recording.total().count == 180
+
+
 def test_the_load_can_be_shared_by_processes(server: Server, tmp_path: Path):
     assert httpx.get(f"{server.url}/readyz").status_code == 200
     load = ["--host", server.url, "--route", "digit", "--minutes", 0.05, "--rate", 60, "--processes", 2]
