@@ -26,10 +26,11 @@ from locust.exception import StopTest
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadtests.connection import AddressError, Target
+from loadtests.mix import GROUPS, weights
 from loadtests.open_loop import Arrivals
 from loadtests.session import Plan, Session, session_of
 from loadtests.shapes import SHAPES, stages
-from loadtests.users import GROUPS, Digit, Gan, Image, Mixed, Sentiment, Vae, client_for, shared_pools, weights
+from loadtests.users import Digit, Gan, Image, Mixed, Sentiment, Vae, client_for, shared_pools
 from training.datasets import DATA_DIR_VARIABLE, DatasetError
 
 __all__ = ["Arrivals", "Course", "Digit", "Gan", "Image", "Mixed", "Sentiment", "Vae"]

@@ -19,10 +19,10 @@ from locust.exception import CatchResponseError, StopUser
 from loadtests.checks import check
 from loadtests.clock import Alarm
 from loadtests.connection import TIMEOUT_SECONDS, Connection, Failure, Target
+from loadtests.mix import in_turn
 from loadtests.payloads import Payload
 from loadtests.session import Part, session_of
 from loadtests.shapes import arrivals
-from loadtests.users import in_turn
 
 if TYPE_CHECKING:
     import asyncio

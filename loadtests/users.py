@@ -7,10 +7,9 @@ open loop is for (`loadtests.open_loop`).
 from __future__ import annotations
 
 import itertools
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from geventhttpclient.response import HTTPParseError
 from locust import FastHttpUser, task
@@ -18,56 +17,12 @@ from locust.exception import StopUser
 
 from loadtests.checks import check
 from loadtests.connection import TIMEOUT_SECONDS, Failure, failure
-from loadtests.payloads import ROUTES, Payload, pools
+from loadtests.mix import in_turn, weights
+from loadtests.payloads import Payload, pools
 from loadtests.session import session_of
-
-WEIGHTS: Final[Mapping[str, int]] = {
-    "digit-png": 25,
-    "digit-raw": 15,
-    "digit-json": 10,
-    "image": 20,
-    "sentiment": 15,
-    "gan": 8,
-    "vae": 7,
-}
-"""Requests of each route among a hundred of `Mixed`. There is no log of real traffic to take them from; they follow
-three thoughts. Reading comes before drawing: people classify more than they generate. Pictures come as files, which is
-what browsers and scripts have at hand, more than as raw pixels or nested numbers. And no model may drown the others: a
-review takes some 2 ms of a core, a digit or a picture a few tenths, so that 15 reviews cost about as much as the rest.
-"""
-GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
-    "all": ROUTES,
-    "digit": ("digit-raw", "digit-png", "digit-json"),
-    **{route: (route,) for route in ROUTES},
-}
-"""What can be asked for by one word, and the routes it stands for."""
-_CYCLE: Final = 1000
-
-
-def weights(group: str) -> dict[str, int]:
-    """How often each route of a group is asked, relative to the others.
-
-    Raises:
-        ValueError: there is no such group.
-    """
-    if group not in GROUPS:
-        raise ValueError(f"unknown route {group!r}; expected one of {', '.join(GROUPS)}")
-    return {route: WEIGHTS[route] for route in GROUPS[group]}
-
 
 shared_pools = cache(pools)
 """The pools of a process: drawn once, whoever asks."""
-
-
-def in_turn(pool: Mapping[str, Sequence[Payload]], shares: Mapping[str, int], seed: int | str) -> Iterator[Payload]:
-    """Payloads without end: routes at random by their shares, the requests of each one after another."""
-    rng = random.Random(seed)  # noqa: S311 - what users ask
-    requests = {}
-    for route in shares:
-        start = rng.randrange(len(pool[route]))
-        requests[route] = itertools.cycle([*pool[route][start:], *pool[route][:start]])
-    drawn = rng.choices(list(shares), list(shares.values()), k=_CYCLE)
-    return (next(requests[route]) for route in itertools.cycle(drawn))
 
 
 class Client(FastHttpUser):
@@ -177,7 +132,7 @@ class Vae(Client):
 
 
 class Mixed(Client):
-    """Asks everything, by `WEIGHTS`."""
+    """Asks everything, by `loadtests.mix.WEIGHTS`."""
 
     shares = weights("all")
 
