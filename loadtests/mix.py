@@ -18,11 +18,11 @@ WEIGHTS: Final[Mapping[str, int]] = {
     "gan": 8,
     "vae": 7,
 }
-"""Requests of each route among a hundred. There is no log of real traffic to take them from; they follow three thoughts.
-Reading comes before drawing: people classify more than they generate. Pictures come as files, which is what browsers and
-scripts have at hand, more than as raw pixels or nested numbers. And no route may drown the others: with what they take of
-a core here (ms: digit-raw 0.4, digit-json 0.6, image 0.9, digit-png 2, vae 3, sentiment 3.4, gan 5), the largest shares
-are a quarter of the time each, for digit-png and for sentiment."""
+"""Requests of each route among a hundred. There is no log of real traffic to take them from; they follow three
+thoughts. Reading comes before drawing: people classify more than they generate. Pictures come as files, which is what
+browsers and scripts have at hand, more than as raw pixels or nested numbers. And no route may drown the others: with
+what they take of a core here (ms: digit-raw 0.4, digit-json 0.6, image 0.9, digit-png 2, vae 3, sentiment 3.4, gan 5),
+the largest shares are a quarter of the time each, for digit-png and for sentiment."""
 GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "all": ROUTES,
     "digit": ("digit-raw", "digit-png", "digit-json"),
