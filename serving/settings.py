@@ -63,7 +63,7 @@ class Settings(BaseModel):
     """Milliseconds to wait for a batch to fill; 0 runs what is there as soon as the slot is free."""
     max_queue_rows: int = Field(default=1024, ge=1)
     """Rows waiting for one model, above which requests are refused (429)."""
-    max_requests: int = Field(default=1024, ge=1)
+    max_requests: int = Field(default=256, ge=1)
     """Requests in progress on one route of a worker, above which more are refused (429)."""
     deadline_seconds: float = Field(default=10.0, gt=0, le=3600)
     """Seconds from the first byte of a request after which it is answered 504."""

@@ -184,6 +184,8 @@ def _leaves(numbers: object, shape: tuple[int, ...], whole: tuple[int, ...]) -> 
         raise UnusableError(f"Expected {_by(whole)} numbers; a list holds {len(numbers)} in place of {shape[0]}.")
     if len(shape) == 1:
         return numbers
+    if len(shape) == 2 and set(map(type, numbers)) == {list} and set(map(len, numbers)) == {shape[1]}:
+        return list(chain.from_iterable(numbers))  # all is well: half of the time of looking at every row
     return list(chain.from_iterable(_leaves(row, shape[1:], whole) for row in numbers))
 
 
