@@ -26,7 +26,8 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from loadtests import options
-from loadtests.load import GROUPS, Load, LoadError, generate
+from loadtests.load import Load, LoadError, generate
+from loadtests.mix import GROUPS
 from loadtests.processes import ROOT
 from loadtests.runfile import Run
 from loadtests.server import Service, service
@@ -34,6 +35,7 @@ from loadtests.slo import ALL, SERVED, Slo, SloError, load
 from loadtests.tables import put_between_markers, table
 
 NAME = "capacity"
+START, END = "<!-- capacity: written by make capacity -->", "<!-- capacity: end -->"
 RESULTS = ROOT / "loadtests" / "results" / "capacity.json"
 EVERY: Final = ("digit", "image", "sentiment", "gan", "vae", ALL)
 """What the table in the README tells of."""
@@ -104,7 +106,7 @@ class Answer:
     """The capacity for one kind of traffic.
 
     Args:
-        route: of `loadtests.load.GROUPS`.
+        route: of `loadtests.mix.GROUPS`.
         limits: longest p99 in ms, by route.
         searches: in order.
     """
@@ -344,7 +346,7 @@ def keep(answers: Sequence[Answer], about: Mapping[str, Any]) -> None:
         f"{machine['processor']}, {machine['cores']} cores, one for the service and one for the load; "
         f"{machine['system']}; {about['started'][:10]}.\n"
     )
-    put_between_markers(ROOT / "README.md", f"{lines(answers)}\n{note}", NAME)
+    put_between_markers(ROOT / "README.md", f"{lines(answers)}\n{note}", START, END)
 
 
 if __name__ == "__main__":

@@ -21,16 +21,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from loadtests.clock import Arrivals
+from loadtests.mix import GROUPS
 from loadtests.processes import ROOT, free_port, pinned
 from loadtests.shapes import stages
-from loadtests.slo import ALL, ROUTES
+from loadtests.slo import ALL
 
-GROUPS: Final = {
-    ALL: ROUTES,
-    "digit": ("digit-raw", "digit-png", "digit-json"),
-    **{route: (route,) for route in ROUTES},
-}
-"""What can be asked for by one word, and the routes it stands for, as `loadtests.users` has them."""
 LOCUSTFILE: Final = ROOT / "loadtests" / "locustfile.py"
 _POLL_SECONDS: Final = 0.1
 _OVERTIME_SECONDS: Final = 120.0
@@ -52,7 +47,7 @@ class Load:
 
     Args:
         shape: of `loadtests.shapes.SHAPES`.
-        route: of `GROUPS`.
+        route: of `loadtests.mix.GROUPS`.
         rate: requests a second of the open loop, at a factor of 1.
         seconds: length of the run; the shape's own for None.
         loop: whether requests follow the clock or the answers.
@@ -165,10 +160,15 @@ def generate(
         # Locust's status says whether any request failed, which is for the verdict to judge.
         with contextlib.suppress(FileNotFoundError):
             document: dict[str, Any] = json.loads(record.read_text("utf-8"))
+            document["about"]["machine"]["cores"] = _cores()  # Locust saw only those that it was given
             return document
     words = log.read_text("utf-8", errors="replace").split("\n")
     last = "".join(f"\n    {line}" for line in words[-12:] if line.strip())
     raise GeneratorError(f"Locust ended with status {status} and recorded nothing{last}")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run(

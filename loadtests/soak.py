@@ -17,7 +17,8 @@ import numpy as np
 
 from loadtests import capacity, options
 from loadtests.bars import Bar
-from loadtests.load import GROUPS, Load
+from loadtests.load import Load
+from loadtests.mix import GROUPS
 from loadtests.run import FOLDER, conclude, promised, record
 from loadtests.runfile import Run
 from loadtests.server import Service, service

@@ -114,18 +114,18 @@ def disturbed(found: Measurements) -> str:
     return f"In {len(robbed)} of {len(rows)} the server got less than {LEAST_BUSY:.0%} of its core: {where}."
 
 
-def put_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between the two markers of a file.
+def put_between_markers(path: Path, text: str, start: str = START, end: str = END) -> None:
+    """Replace what stands between two markers of a file, the bench's unless others are given.
 
     Raises:
         MarkerError: they are not there, once each and in order.
     """
     told = path.read_text("utf-8")
-    before, _, rest = told.partition(START)
-    _, _, after = rest.partition(END)
-    if (told.count(START), told.count(END), rest.count(END)) != (1, 1, 1):
-        raise MarkerError(f'{path.name}: expected one "{START}" and after it one "{END}"')
-    path.write_text(f"{before}{START}\n{text}{END}{after}", "utf-8")
+    before, _, rest = told.partition(start)
+    _, _, after = rest.partition(end)
+    if (told.count(start), told.count(end), rest.count(end)) != (1, 1, 1):
+        raise MarkerError(f'{path.name}: expected one "{start}" and after it one "{end}"')
+    path.write_text(f"{before}{start}\n{text}{end}{after}", "utf-8")
 
 
 def draw(found: Measurements, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -17,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from loadtests import options
 from loadtests import run as loadtest
-from loadtests.load import GROUPS, Load
+from loadtests.load import Load
 from loadtests.runfile import Run
 from loadtests.server import NoServerError, check, is_here, totals, url_of
 from loadtests.slo import Objective, Slo
@@ -121,6 +120,8 @@ def test_a_run_whose_generator_did_not_keep_up_has_no_verdict(tmp_path: Path, ca
         (["--processes", "0"], "processes: expected a number above 0, received 0"),
         (["--minutes", "0"], "shape smoke takes at least 1 s; received 0 s"),
         (["--loop", "half-open"], "invalid choice: 'half-open'"),
+        (["--attempts", "0"], "--attempts: expected at least 1, received 0"),
+        (["--workers", "2", "--bind", "here"], "expected workers at ADDRESS:PORT, received 2 at 'here'"),
         (["--slo", "nowhere.toml"], "nowhere.toml"),
     ],
 )
@@ -219,13 +220,6 @@ def test_the_metrics_of_a_running_service_have_what_reports_are_made_from(server
     for name in ("batch_rows_sum", "batch_rows_count", "queue_seconds_sum", "queue_seconds_count"):
         assert "mnist_mlp" in found[f"sextant_{name}"]
     assert any(key.startswith("/v1/digit") for key in found["sextant_requests_total"])
-
-
-def test_groups_of_routes_are_those_of_the_users():
-    """Those are in a module that imports Locust, which would make gevent's of this process's sockets."""
-    told = "import json; from loadtests.users import GROUPS; print(json.dumps(GROUPS))"
-    done = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert {group: tuple(routes) for group, routes in json.loads(done.stdout).items()} == GROUPS
 
 
 def test_what_conducts_a_load_test_does_not_import_gevent():
