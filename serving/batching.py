@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -424,8 +425,7 @@ def _count(piece: Rows) -> int:
 def _split(outputs: Rows, counts: Sequence[int]) -> list[Rows | Exception]:
     if len(counts) == 1:
         return [outputs]
-    ends = np.cumsum(counts)
     return [
         {name: array[end - count : end] for name, array in outputs.items()}
-        for count, end in zip(counts, ends, strict=True)
+        for count, end in zip(counts, accumulate(counts), strict=True)
     ]
