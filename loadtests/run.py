@@ -45,8 +45,7 @@ def record(put: Load, on: Service, folder: Path) -> Run:
     about["route"] = put.route
     if on.processes is not None:
         about["versions"] |= {name: version(name) for name in ("bentoml", "onnxruntime")}
-    start = datetime.fromisoformat(about["started"]).timestamp()
-    document["server"] = seen.between(start, start + about["seconds"])
+    document["server"] = seen.since(datetime.fromisoformat(about["started"]).timestamp())
     (folder / FILE).write_text(json.dumps(document), "utf-8")
     return Run.from_json(document)
 

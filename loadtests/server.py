@@ -195,31 +195,38 @@ class Sampler:
         self._over.set()
         self._thread.join()
 
-    def between(self, start: float, end: float) -> list[dict[str, Any]]:
+    def since(self, start: float) -> list[dict[str, Any]]:
         """The samples of a run as ``run.json`` holds them.
+
+        The totals before it, when nothing was asked yet, are told as those at its start.
 
         Args:
             start: second 0 of the run by the wall clock, in seconds since 1970.
-            end: of the run.
         """
+        before = [(start, resident, metrics) for at, resident, metrics in self._samples if at <= start and metrics]
+        within = [sample for sample in self._samples if sample[0] > start]
         return [
             {"t": round(at - start, 3), "resident_mb": resident, "metrics": metrics}
-            for at, resident, metrics in self._samples
-            if start <= at <= end + _PERIOD
+            for at, resident, metrics in (*before[-1:], *within)
         ]
 
     def _watch(self) -> None:
         with _client(self._service.url) as client:
-            due, ours = time.monotonic(), self._service.processes
+            due = time.monotonic()
             for number in itertools.count():
-                if self._over.wait(max(0.0, due - time.monotonic())):
+                over = self._over.wait(max(0.0, due - time.monotonic()))
+                self._sample(client if over or number % METRICS_EVERY == 0 else None)
+                if over:
                     break
                 due += _PERIOD
-                metrics: Metrics = {}
-                if number % METRICS_EVERY == 0:
-                    with contextlib.suppress(httpx.HTTPError):  # an overloaded server may not answer this either
-                        metrics = totals(client.get("/metrics").text)
-                self._samples.append((time.time(), resident_mb(ours()) if ours else {}, metrics))
+
+    def _sample(self, client: httpx.Client | None) -> None:
+        metrics: Metrics = {}
+        if client is not None:
+            with contextlib.suppress(httpx.HTTPError):  # an overloaded server may not answer this either
+                metrics = totals(client.get("/metrics").text)
+        ours = self._service.processes
+        self._samples.append((time.time(), resident_mb(ours()) if ours else {}, metrics))
 
 
 def totals(exposition: str) -> dict[str, dict[str, float]]:
