@@ -405,7 +405,7 @@ def main(arguments: list[str]) -> int:
             cases,
             repeats=1 if options.smoke else options.repeats,
             seconds=0.3 if options.smoke else options.seconds,
-            in_process=0.4 if whole else 0,
+            in_process=0.25 if whole else 0,
             starts=options.repeats if whole else 0,
             home=Path(home),
         )
