@@ -3,11 +3,12 @@
 A rate holds when every request of a probe is answered as it should be and the p99, from due, stays within the SLO's.
 The search doubles the rate until it does not hold any more, then halves the distance (of the logarithms) to 5 %.
 
-On a machine that is shared with others a probe may fail for what they do. Three things keep that out of the figure: a
+On a machine that is shared with others a probe may fail for what they do. Four things keep that out of the figure: a
 probe's p99 is the median of those of its windows, so that one stall of the machine does not decide, while a queue that
-grows, as it does beyond the capacity, spoils every window; a rate is given up only after it has failed twice; and of
-three searches the median counts. The generator's own lateness is judged by windows too. Where it is the generator that
-fails, again and again, the capacity is at least what held before, and the table says so.
+grows, as it does beyond the capacity, spoils every window; a rate is given up only after it has failed twice; a failure
+does not count while others take processor time; and of three searches the median counts. The generator's own lateness
+is judged by windows too. Where it is the generator that fails, again and again, the capacity is at least what held
+before, and the table says so.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -28,6 +29,7 @@ import numpy as np
 from loadtests import options
 from loadtests.load import Load, LoadError, generate
 from loadtests.mix import GROUPS
+from loadtests.others import Others
 from loadtests.processes import ROOT
 from loadtests.runfile import Run
 from loadtests.server import Service, service
@@ -44,8 +46,10 @@ PRECISION: Final = 1.05
 """Lowest rate that did not hold over the highest that did, at the end of a search."""
 ATTEMPTS: Final = 2
 """Probes that the service may fail before a rate counts as too high."""
-GENERATOR_ATTEMPTS: Final = 4
-"""Probes in which it may be the generator that fails."""
+EXCUSED_ATTEMPTS: Final = 4
+"""Probes that may fail for another reason: the generator, or others on the machine."""
+MOST_BY_OTHERS: Final = 0.1
+"""Cores that others may take during a probe whose failure counts."""
 LATE_SECONDS: Final = 0.005
 """Longest p99 of sent − due for the figures to be the service's."""
 NEXT_GROWTH: Final = 1.25
@@ -73,17 +77,24 @@ class Probe:
         p99_ms: by route, from due; nan without an answer.
         broken: why it does not hold; empty when it does.
         by_generator: whether that is because the generator did not keep up.
+        others: cores that other processes and machines took meanwhile; 0 where that is not known.
     """
 
     rate: float
     p99_ms: Mapping[str, float]
     broken: str = ""
     by_generator: bool = False
+    others: float = 0.0
 
     @property
     def holds(self) -> bool:
         """Whether the service answers this rate as it should."""
         return not self.broken
+
+    @property
+    def excused(self) -> bool:
+        """Whether a failure says little of the service."""
+        return not self.holds and (self.by_generator or self.others > MOST_BY_OTHERS)
 
 
 @dataclass(frozen=True)
@@ -227,12 +238,12 @@ def search(try_rate: Callable[[float], Probe], start: float = START_RATE, growth
 
 def _patiently(try_rate: Callable[[float], Probe], rate: float) -> Probe:
     """The first probe that holds, or the last one that the rate gets."""
-    failed = invalid = 0
+    failed = excused = 0
     while True:
         probe = try_rate(rate)
-        failed += not probe.holds and not probe.by_generator
-        invalid += probe.by_generator
-        if probe.holds or failed == ATTEMPTS or invalid == GENERATOR_ATTEMPTS:
+        failed += not probe.holds and not probe.excused
+        excused += probe.excused
+        if probe.holds or failed == ATTEMPTS or excused == EXCUSED_ATTEMPTS:
             return probe
 
 
@@ -264,11 +275,13 @@ class Prober:
         print(f"  {rate:>7g}/s  ", end="", flush=True)
         time.sleep(PAUSE_SECONDS)
         put = Load(**self._like, shape="steady", rate=rate)
-        run = Run.from_json(generate(put, self._on.url, self._log, self._on.generator) | {"server": []})
+        with Others(self._on.processes) as others:
+            run = Run.from_json(generate(put, self._on.url, self._log, self._on.generator) | {"server": []})
         self.about = run.about
-        probe = judge(run, rate, self._allowed)
+        probe = replace(judge(run, rate, self._allowed), others=others.cores)
         held = f"holds: p99 {closest(probe.p99_ms, self._allowed)}"
-        print(held if probe.holds else f"does not hold: {probe.broken}", flush=True)
+        disturbed = f"; others took {probe.others:.0%} of a core" if probe.others > MOST_BY_OTHERS else ""
+        print((held if probe.holds else f"does not hold: {probe.broken}") + disturbed, flush=True)
         return probe
 
 

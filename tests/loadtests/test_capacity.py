@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from loadtests import capacity, options
 from loadtests.capacity import Answer, Capacity, CapacityError, Probe, judge, limits, lines, search
+from loadtests.others import Others
 from loadtests.slo import Objective, Slo, SloError
 from tests.loadtests.recordings import lognormal, run
 from tests.loadtests.servers import listening
@@ -66,6 +70,40 @@ def test_a_generator_that_was_disturbed_gets_more_chances():
     found = search(disturbed)
     assert found.rate == pytest.approx(500, rel=0.06)
     assert not found.at_least
+
+
+def test_a_failure_while_others_took_the_machine_is_excused():
+    left = iter([0.8] * 3)
+
+    def disturbed(rate: float) -> Probe:
+        return Probe(rate, {}, "too slow", others=next(left, 0.0)) if rate > 500 else Probe(rate, {}, others=0.8)
+
+    tried: list[float] = []
+
+    def told(rate: float) -> Probe:
+        tried.append(rate)
+        return disturbed(rate)
+
+    search(told)
+    assert tried.count(800) == 3 + 2, "three excused, and two that count"
+    assert tried.count(400) == 1, "what holds in spite of others holds"
+
+
+def test_what_others_take_is_told_from_what_the_service_takes():
+    """The same half second, once knowing the process that was busy in it, once not."""
+    spin = psutil.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        with Others(lambda: [spin]) as informed, Others(list) as blind, Others(None) as unable:
+            before = spin.cpu_times()
+            time.sleep(0.5)
+            after = spin.cpu_times()
+    finally:
+        spin.kill()
+        spin.wait()
+    taken = (after.user - before.user + after.system - before.system) / 0.5
+    assert blind.cores - informed.cores == pytest.approx(taken, abs=0.1)
+    assert blind.cores >= taken - 0.1
+    assert unable.cores == 0
 
 
 def test_where_the_generator_is_at_its_end_the_capacity_is_at_least_that():
