@@ -1,7 +1,7 @@
 # `make help` lists the targets. GNU make 3.81 and a POSIX shell are enough.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check format train accuracy bench bench-peers overload loadtest capacity soak bento lock clean
+.PHONY: help serve test check format train accuracy bench bench-peers budget overload loadtest capacity soak bento lock clean
 
 PORT ?= 3000
 WORKERS ?=
@@ -88,6 +88,9 @@ capacity: $(VENV)/.load ## the highest rate whose p99 keeps the SLO, three times
 
 soak: $(VENV)/.load ## mixed requests at 60 % of the capacity, and whether anything drifts: MINUTES=30 RATE= HOST=
 	@$(BIN)/python -m loadtests.soak $(if $(MINUTES),--minutes=$(MINUTES)) $(LOAD)
+
+budget: $(VENV)/.load ## where the microseconds of a request go, layer by layer: about a minute
+	@$(BIN)/python -m loadtests.budget $(ARGS)
 
 bento: $(VENV)/.serve ## build the Bento: service, models and pins in one archive
 	@$(BIN)/bentoml build

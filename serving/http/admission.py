@@ -14,12 +14,14 @@ class Admission:
         paths: the routes.
         limit: most requests in progress on a route.
         refused: told the route of every request that `refuse` refuses.
+        early: whether `refuse` ever does; not where each request shall leave a line in the log.
     """
 
-    def __init__(self, paths: Iterable[str], limit: int, refused: Callable[[str], None]) -> None:
+    def __init__(self, paths: Iterable[str], limit: int, refused: Callable[[str], None], *, early: bool) -> None:
         self._in_progress = dict.fromkeys(paths, 0)
         self._limit = limit
         self._refused = refused
+        self._early = early
         self._full: dict[bytes, str] = {}
         self._head, self._body = _encode(self._problem())
 
@@ -33,7 +35,7 @@ class Admission:
         if count > self._limit:
             raise self._problem()
         self._in_progress[path] = count
-        if count == self._limit:
+        if count == self._limit and self._early:
             self._full[path.encode()] = path
 
     def leave(self, path: str) -> None:

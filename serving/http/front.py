@@ -49,7 +49,8 @@ class Front:
         self._line = line
         self._endpoints = {endpoint.path: endpoint for endpoint in endpoints}
         self._fallback = fallback
-        self.admission = Admission(self._endpoints, line.settings.max_requests, line.refused)
+        settings = line.settings
+        self.admission = Admission(self._endpoints, settings.max_requests, line.refused, early=not settings.access_log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection's request."""

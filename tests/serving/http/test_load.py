@@ -161,6 +161,15 @@ def test_a_refusal_is_the_same_problem_from_the_head_of_a_request_as_from_its_wh
             assert refused == answered >= 5
 
 
+def test_with_the_access_log_on_a_refusal_leaves_its_line_too(small_models: Path, tmp_path: Path):
+    with serve(small_models, tmp_path / "log.txt", models="mnist_mlp", max_requests="1", access_log="true") as server:
+        address = urlsplit(server.url)
+        with socket.create_connection((address.hostname, address.port), 20) as slow:
+            slow.sendall(b"POST /v1/digit HTTP/1.1\r\nhost: x\r\ncontent-length: 784\r\n\r\nabc")
+            _until(lambda: server.post("/v1/digit", RAW, "application/octet-stream").status_code == 429)
+            _until(lambda: '"status":429' in server.log.read_text())
+
+
 def test_without_metrics_only_the_metrics_are_missing(small_models: Path, tmp_path: Path):
     with serve(small_models, tmp_path / "log.txt", models="mnist_mlp", metrics="false") as server:
         assert server.post("/v1/digit", RAW, "application/octet-stream").status_code == 200
