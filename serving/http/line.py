@@ -82,7 +82,7 @@ class RequestLine:
         except Exception:
             logger.exception("the models cannot be loaded")
         # What is alive now stays: the collector of cyclic garbage need not walk it again, which would hold up
-        # whoever asks meanwhile by 100 ms.
+        # whoever asks meanwhile by 80 ms.
         gc.collect()
         gc.freeze()
 
