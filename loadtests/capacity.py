@@ -46,9 +46,9 @@ PRECISION: Final = 1.05
 """Lowest rate that did not hold over the highest that did, at the end of a search."""
 ATTEMPTS: Final = 2
 """Probes that the service may fail before a rate counts as too high."""
-EXCUSED_ATTEMPTS: Final = 4
+EXCUSED_ATTEMPTS: Final = 3
 """Probes that may fail for another reason: the generator, or others on the machine."""
-MOST_BY_OTHERS: Final = 0.1
+MOST_BY_OTHERS: Final = 0.25
 """Cores that others may take during a probe whose failure counts."""
 LATE_SECONDS: Final = 0.005
 """Longest p99 of sent − due for the figures to be the service's."""
