@@ -77,6 +77,7 @@ def free_port() -> int:
 
 def end_as_interrupted() -> None:
     """Take SIGTERM as Ctrl-C: servers are stopped, not left behind, and an event loop lets both through."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 

@@ -262,3 +262,26 @@ def test_the_load_can_be_shared_by_processes(server: Server, tmp_path: Path):
     found = Run.load(tmp_path / "run")
     assert found.about["processes"] == 2
     assert found.recording.total().count == 180
+
+
+def test_a_run_that_is_ended_leaves_nothing_behind(small_models: Path, tmp_path: Path):
+    """As a background job of a shell too, for which Ctrl-C is ignored."""
+    load = ["--port", str(free_port()), "--minutes", "1", "--rate", "20", "--folder", str(tmp_path / "run")]
+    started = subprocess.Popen(
+        ["bash", "-c", 'trap "" INT; exec "$@"', "-", sys.executable, "-m", "loadtests.run", *load],
+        cwd=ROOT,
+        env={**os.environ, "SEXTANT_MODELS_DIR": str(small_models), "SEXTANT_MODELS": "mnist_mlp"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert started.stdout is not None
+        assert "started for this" in started.stdout.readline()
+        family = psutil.Process(started.pid).children(recursive=True)
+        assert family, "the service"
+        started.terminate()
+        assert started.wait(60) == 130
+    finally:
+        started.kill()
+        started.communicate()
+    assert not any(process.is_running() for process in family)
