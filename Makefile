@@ -82,7 +82,7 @@ loadtest: $(VENV)/.load ## 20 s of mixed requests by the clock, verdict, report:
 	@$(BIN)/python -m loadtests.run $(if $(SHAPE),--shape=$(SHAPE)) $(if $(ROUTE),--route=$(ROUTE)) \
 		$(if $(MINUTES),--minutes=$(MINUTES)) $(LOAD)
 
-capacity: $(VENV)/.load ## the highest rate whose p99 keeps the SLO, three times: ROUTE=digit (about 6 minutes; all: 45)
+capacity: $(VENV)/.load ## the highest rate whose p99 keeps the SLO, three times: ROUTE=digit (10 minutes and more; all: an hour)
 	@$(BIN)/python -m loadtests.capacity $(if $(ROUTE),--route=$(ROUTE)) $(LOAD) \
 		$(if $(ELSEWHERE)$(strip $(ROUTE)$(RATE)$(PROCESSES)$(SLO)$(ARGS)),,--readme)
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from loadtests.mix import GROUPS
 from loadtests.record import Cell
 from loadtests.runfile import Run, Stage
 
 ALL: Final = "all"
 """The section for all routes together."""
-ROUTES: Final = ("digit-raw", "digit-png", "digit-json", "image", "sentiment", "gan", "vae")
+ROUTES: Final = GROUPS[ALL]
 SERVED: Final = 0.95
 """Share of the asked rate that must be answered well for the rate to count as served."""
 DEFAULT: Final = Path(__file__).with_name("slo.toml")

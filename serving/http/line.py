@@ -36,7 +36,6 @@ than that."""
 _INLINE_BYTES = 8 * 1024
 """A body up to this is read on the event loop: less than a millisecond, even for a PNG that is nothing but
 compressed white. A larger one is read in a thread, so that the others need not wait for it."""
-
 _INLINE_OUTPUT_BYTES = 64 * 1024
 """Outputs up to this are encoded on the event loop; more are pictures, a PNG file each at 0.05 ms or more."""
 

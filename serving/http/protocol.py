@@ -67,7 +67,7 @@ def write_reply(send: Send, reply: Reply) -> bool:
 
     Args:
         send: of the ASGI call.
-        reply: to a request whose method is not HEAD.
+        reply: its head and its body.
 
     Returns:
         Whether it was written: not when another server calls, or this one has more to see to.
