@@ -36,7 +36,9 @@ INLINE_SECONDS = 0.002
 _BATCH_SECONDS = 2e-5
 """What a batch costs beside the model: it is put together, released, divided and counted."""
 _NEARLY_BEST = 1.1
-_ROUNDS = 6
+_TRIES, _ROUNDS = 3, 5
+_GAIN = 0.95
+"""Of the best cost per row so far, for a larger batch to be a gain; after two that are none, no more are tried."""
 _SIMILAR_LENGTH = 1.5
 """Rows share a batch when padding makes the shorter at most this many times as long."""
 
@@ -73,13 +75,13 @@ class Profile:
         return self.milliseconds[self.batch_size] / 1000 / self.batch_size
 
 
-def measure(run: Run, sample: Rows, *, largest: int, threads: int = 1, budget_seconds: float = 0.3) -> Profile:
+def measure(run: Run, sample: Rows, *, largest: int, threads: int = 1, budget_seconds: float) -> Profile:
     """Time ``run`` at batch 1, 2, 4, … and choose the batch size.
 
     The smallest size within 10 % of the best cost per row is chosen: what is not gained in throughput should
     not be paid in latency. The sizes are timed in rounds and the fastest run of each counts, so that a busy moment
-    of the machine falls on all of them. Sizes stop at ``largest``, or when the next one would not fit into
-    ``budget_seconds``.
+    of the machine falls on all of them. Sizes stop at ``largest``, when twice as many rows and four times as many
+    cost as much a row, or when the next size would not fit into ``budget_seconds``.
 
     Args:
         run: the model.
@@ -91,21 +93,26 @@ def measure(run: Run, sample: Rows, *, largest: int, threads: int = 1, budget_se
     ends = time.perf_counter() + budget_seconds
     batches: dict[int, Rows] = {}
     times: dict[int, float] = {}
-    size = 1
+    size, useful = 1, 1
     stop = f"{largest} rows is the limit set"
     while size <= largest:
         batches[size] = {name: np.resize(array, (size, *array.shape[1:])) for name, array in sample.items()}
-        times[size] = min(_timed(run, batches[size]) for _ in range(2))  # the first run of a shape allocates
+        times[size] = min(_timed(run, batches[size]) for _ in range(_TRIES))  # the first run of a shape allocates
+        if _cost(times, size) <= _GAIN * _cost(times, useful):
+            useful = size
+        if size >= 4 * useful:
+            stop = f"larger ones gain nothing ({_cost(times, size) * 1000:.3g} ms at {size})"
+            break
         if time.perf_counter() + _ROUNDS * 2 * times[size] > ends:
             stop = f"larger ones take too long to try ({times[size] * 1000:.0f} ms at {size})"
             break
         size *= 2
     for _ in range(_ROUNDS):
         for size, batch in batches.items():
-            if time.perf_counter() + times[size] < ends:
+            if size <= 2 * useful and time.perf_counter() + times[size] < ends:
                 times[size] = min(times[size], _timed(run, batch))
-    best = min((seconds + _BATCH_SECONDS) / size for size, seconds in times.items())
-    chosen = next(size for size, seconds in times.items() if seconds + _BATCH_SECONDS <= best * _NEARLY_BEST * size)
+    best = min(_cost(times, size) for size in times)
+    chosen = next(size for size in times if _cost(times, size) <= best * _NEARLY_BEST)
     inline = times[chosen] <= INLINE_SECONDS
     where = "on the event loop" if inline else f"in {threads} threads" if threads > 1 else "in a thread"
     return Profile(
@@ -118,6 +125,11 @@ def measure(run: Run, sample: Rows, *, largest: int, threads: int = 1, budget_se
             f"A batch takes {times[chosen] * 1000:.3g} ms and runs {where}."
         ),
     )
+
+
+def _cost(times: Mapping[int, float], size: int) -> float:
+    """Seconds a row in batches of ``size``."""
+    return (times[size] + _BATCH_SECONDS) / size
 
 
 def _timed(run: Run, batch: Rows) -> float:

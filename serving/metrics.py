@@ -8,17 +8,22 @@ worker counts in plain numbers, and hands them over once a second and whenever i
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_left
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+import psutil
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 
 from serving.batching import BatchObserver
 
 _SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _REASONS = ("full", "idle", "delay", "alone")
+_STATUSES = (200, 429, 500, 503, 504)
+_REFUSALS = ("requests", "queue", "deadline")
 
 
 class _Pending(Protocol):
@@ -93,9 +98,19 @@ class Metrics:
 
     Args:
         registry: where the metrics are registered.
+        folder: in which ``prometheus_client`` keeps the values of every worker; None for one alone.
     """
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(self, registry: CollectorRegistry = REGISTRY, folder: str | None = None) -> None:
+        workers = Gauge(
+            "sextant_workers",
+            "Workers, a dead one until it is replaced.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        workers.set(1)
+        deaths = Counter("sextant_worker_deaths", "Workers that died without having been told to.", registry=registry)
+        deaths.inc(0 if folder is None else bury_dead_workers(Path(folder)))
         self._requests = Counter("sextant_requests", "Requests answered.", ["route", "status"], registry=registry)
         self._refusals = Counter(
             "sextant_refusals", "Requests refused with 429.", ["route", "reason"], registry=registry
@@ -147,21 +162,22 @@ class Metrics:
         for pending in self._pending:
             pending.flush()
 
+    def expect(self, route: str) -> None:
+        """Begin the counts of a route's troubles at 0: in what begins with 1, Prometheus sees no rise."""
+        for status in _STATUSES:
+            self._answers(route, status)
+        for reason in _REFUSALS:
+            self._refusals_of(route, reason)
+
     def answered(self, route: str, status: int, seconds: float | None = None) -> None:
         """Count one reply, and for a prediction how long it took."""
-        count = self._answered.get((route, status))
-        if count is None:
-            count = self._answered[route, status] = self._keep(_Count(self._requests.labels(route, str(status))))
-        count.inc()
+        self._answers(route, status).inc()
         if seconds is not None:
             self._route(route)[0].observe(seconds)
 
     def refused(self, route: str, reason: str) -> None:
         """Count one refusal."""
-        count = self._refused.get((route, reason))
-        if count is None:
-            count = self._refused[route, reason] = self._keep(_Count(self._refusals.labels(route, reason)))
-        count.inc()
+        self._refusals_of(route, reason).inc()
 
     def decoded_and_encoded(self, route: str, decode: float, encode: float) -> None:
         """Observe the seconds that an answered request took on either side of the model."""
@@ -183,6 +199,18 @@ class Metrics:
             releases={reason: self._keep(_Count(self._releases.labels(model, reason))) for reason in _REASONS},
         )
 
+    def _answers(self, route: str, status: int) -> _Count:
+        count = self._answered.get((route, status))
+        if count is None:
+            count = self._answered[route, status] = self._keep(_Count(self._requests.labels(route, str(status))))
+        return count
+
+    def _refusals_of(self, route: str, reason: str) -> _Count:
+        count = self._refused.get((route, reason))
+        if count is None:
+            count = self._refused[route, reason] = self._keep(_Count(self._refusals.labels(route, reason)))
+        return count
+
     def _route(self, route: str) -> tuple[_Tally, _Tally, _Tally]:
         tallies = self._routes.get(route)
         if tallies is None:
@@ -198,6 +226,29 @@ class Metrics:
     def _keep(self, pending: PendingT) -> PendingT:
         self._pending.append(pending)
         return pending
+
+
+def bury_dead_workers(folder: Path) -> int:
+    """Take what dead workers counted as theirs at the moment, such as rows in a queue, out of the sums.
+
+    Nobody does that for a worker that was killed, so the one that takes its place does.
+
+    Args:
+        folder: in which ``prometheus_client`` keeps the values of every worker.
+
+    Returns:
+        How many workers were found dead that nobody else has buried.
+    """
+    buried = 0
+    for file in folder.glob("gauge_livesum_*.db"):
+        process = file.stem.rpartition("_")[2]
+        if psutil.pid_exists(int(process)):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # another worker, that starts at the same time, was quicker
+            file.unlink()
+            buried += 1
+        multiprocess.mark_process_dead(process, str(folder))  # type: ignore[no-untyped-call]
+    return buried
 
 
 class BatchMetrics(BatchObserver):

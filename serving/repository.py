@@ -33,6 +33,9 @@ logger = logging.getLogger("sextant.repository")
 
 _WORTH_MORE_THREADS = 1.25
 """How many times faster a model has to be with all threads: they serve one batch, or the other models."""
+_PROFILE_SECONDS, _TRIAL_SECONDS = 0.15, 0.1
+"""The most to spend, about, on the profile of a model, and on whether it is so much faster with all threads. Most of
+what loading takes is this, and others may be serving on the same cores."""
 
 AVAILABLE, UNAVAILABLE = "AVAILABLE", "UNAVAILABLE"
 
@@ -83,9 +86,14 @@ class Repository:
         self._defaults = defaults
 
     @property
+    def alive(self) -> bool:
+        """Whether none of the predictors has died."""
+        return not any(predictor.dead for predictor in self.predictors.values())
+
+    @property
     def ready(self) -> bool:
         """Whether something is served, and nothing that is served has died."""
-        return bool(self.predictors) and not any(predictor.dead for predictor in self.predictors.values())
+        return bool(self.predictors) and self.alive
 
     def choose(self, task: str, serves: Callable[[Manifest], bool], name: str | None = None) -> Predictor:
         """Find the model that answers.
@@ -135,8 +143,8 @@ def load_repository(settings: Settings, metrics: Metrics | None) -> Repository:
     threads = max(1, usable_cores() // settings.workers)
     records: list[Record] = []
     predictors: dict[str, Predictor] = {}
-    for model in _enabled(settings):
-        for record, predictor in _load_model(settings, model, metrics, threads):
+    for model, folder in _enabled(settings):
+        for record, predictor in _load_model(settings, folder, metrics, threads):
             records.append(record)
             if metrics is not None:
                 metrics.model_state(record.model, str(record.version), record.state)
@@ -146,27 +154,34 @@ def load_repository(settings: Settings, metrics: Metrics | None) -> Repository:
             else:
                 logger.error("not serving %s version %d: %s", model, record.version, record.reason)
     if not predictors:
-        logger.error("no model can be served from %s", settings.models_dir)
+        logger.error("no model can be served from %s", ", ".join(map(str, settings.models_dir)))
     return Repository(records, predictors, settings.default_models)
 
 
-def _enabled(settings: Settings) -> list[str]:
-    if settings.models:
-        return sorted(set(settings.models))
-    try:
-        return sorted(path.name for path in settings.models_dir.iterdir() if path.is_dir() and path.name[0] not in "._")
-    except OSError as error:
-        logger.error("models_dir %s cannot be read: %s", settings.models_dir, error.strerror)  # noqa: TRY400
-        return []
+def _enabled(settings: Settings) -> list[tuple[str, Path]]:
+    """Name and folder of every model to be served, whether there is one or not."""
+    found: dict[str, Path] = {}
+    for root in settings.models_dir:
+        try:
+            folders = [path for path in root.iterdir() if path.is_dir() and path.name[0] not in "._"]
+        except OSError as error:
+            # A place for models that may be mounted need not be, as long as there are others.
+            if not isinstance(error, FileNotFoundError) or not any(other.is_dir() for other in settings.models_dir):
+                logger.error("models_dir %s cannot be read: %s", root, error.strerror)  # noqa: TRY400
+            continue
+        found = {path.name: path for path in folders} | found
+    names = sorted(set(settings.models or found))
+    return [(name, found.get(name, settings.models_dir[0] / name)) for name in names]
 
 
 def _load_model(
-    settings: Settings, model: str, metrics: Metrics | None, threads: int
+    settings: Settings, model_folder: Path, metrics: Metrics | None, threads: int
 ) -> list[tuple[Record, Predictor | None]]:
     """Try the versions from the highest down, until one can be served."""
+    model = model_folder.name
     tried: list[tuple[Record, Predictor | None]] = []
-    for version in _versions(settings.models_dir / model):
-        folder = settings.models_dir / model / str(version)
+    for version in _versions(model_folder):
+        folder = model_folder / str(version)
         manifest: Manifest | None = None
         try:
             manifest = read_manifest(folder)
@@ -230,18 +245,22 @@ def _load_version(
     session, profile = _open(folder, manifest, settings, threads=1)
     if threads > 1 and not profile.inline:
         # Waking other threads takes longer than a cheap batch; a dear one has to be tried.
-        other, faster = _open(folder, manifest, settings, threads=threads)
+        other, faster = _open(folder, manifest, settings, threads=threads, budget_seconds=_TRIAL_SECONDS)
         if faster.seconds_per_row * _WORTH_MORE_THREADS < profile.seconds_per_row:
             session, profile = other, faster
     observer = BatchObserver() if metrics is None else metrics.batches(manifest.model)
     return Predictor(manifest, session, profile, _encoder(folder, manifest), observer, settings)
 
 
-def _open(folder: Path, manifest: Manifest, settings: Settings, *, threads: int) -> tuple[Session, Profile]:
+def _open(
+    folder: Path, manifest: Manifest, settings: Settings, *, threads: int, budget_seconds: float = _PROFILE_SECONDS
+) -> tuple[Session, Profile]:
     session = Session(folder, manifest, device=settings.device, threads=threads)
     inputs, outputs = load_golden(folder, manifest)
     replay(session, inputs, outputs, manifest.golden_tolerance)
-    profile = measure(session.run, inputs, largest=settings.max_batch_size, threads=threads)
+    profile = measure(
+        session.run, inputs, largest=settings.max_batch_size, threads=threads, budget_seconds=budget_seconds
+    )
     session.trim({name: array[:1] for name, array in inputs.items()})
     return session, profile
 

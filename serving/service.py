@@ -14,12 +14,14 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # no usage reports to Ben
 import bentoml
 import uvicorn.config
 
+from serving.http.drain import Drain
 from serving.http.front import App, Front
 from serving.http.line import RequestLine
 from serving.http.openapi import complete
 from serving.http.protocol import protocol
 from serving.http.typed import api_method
 from serving.settings import SettingsError, load_settings
+from serving.supervisor import watch_closely
 from serving.tasks import discover
 
 logging.getLogger("sextant").setLevel(logging.INFO)
@@ -29,7 +31,8 @@ try:
 except SettingsError as error:
     raise SystemExit(f"Wrong settings: {error}") from None
 ENDPOINTS = discover()
-LINE = RequestLine(SETTINGS)
+LINE = RequestLine(SETTINGS, os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
+DRAIN = Drain(SETTINGS.drain_seconds, SETTINGS.grace_seconds)
 DESCRIPTION = (
     "# Sextant\n\n"
     "Six classic Keras architectures over HTTP: read digits, images and reviews, draw digits, tell what is strange. "
@@ -47,9 +50,9 @@ class LeanService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML's inte
         application: App = super().to_asgi(is_main)
         if SETTINGS.front == "bentoml":
             return application
-        front = Front(LINE, ENDPOINTS, application)
+        front = Front(LINE, ENDPOINTS, application, DRAIN)
         # BentoML has uvicorn choose its HTTP protocol, and uvicorn looks here.
-        uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol(front.admission, SETTINGS.keep_alive_seconds)  # type: ignore[assignment]
+        uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol(front.admission, DRAIN, SETTINGS.keep_alive_seconds)  # type: ignore[assignment]
         return front
 
     @property
@@ -68,10 +71,16 @@ class LeanService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML's inte
 class _Lifecycle:
     """What BentoML calls besides the API methods."""
 
+    @bentoml.on_deployment  # type: ignore[untyped-decorator]
+    def supervise() -> None:
+        """Prepare the supervisor, in its process."""
+        watch_closely(SETTINGS.grace_seconds)
+
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def start(self) -> None:
-        """Begin to load the models."""
-        LINE.start()
+        """Begin to load the models, and to wait for the end."""
+        LINE.start(endpoint.path for endpoint in ENDPOINTS)
+        DRAIN.watch()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
@@ -80,7 +89,7 @@ class _Lifecycle:
 
     async def __is_ready__(self) -> bool:
         """Tell BentoML's own readiness probe."""
-        return LINE.ready
+        return LINE.ready and not DRAIN.begun
 
 
 _MEMBERS = {

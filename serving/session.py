@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from serving.manifest import GOLDEN_FILE, ONNX_FILE, Manifest, Tensor
 
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(int32)": "int32", "tensor(float)": "float32"}
+_CUDA = "CUDAExecutionProvider"
 _PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
-    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "cuda": (_CUDA, "CPUExecutionProvider"),
 }
 
 
@@ -53,10 +54,16 @@ class Session:
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.log_severity_level = 3
         providers = _providers(device, onnxruntime.get_available_providers())
+        if _CUDA in providers:
+            _load_cuda_libraries(onnxruntime)
         try:
             self._session = onnxruntime.InferenceSession(str(folder / ONNX_FILE), options, providers=providers)
         except Exception as error:  # onnxruntime raises a dozen unrelated types
             raise SessionError(f"{ONNX_FILE} cannot be loaded: {str(error).splitlines()[0]}") from error
+        if device == "cuda" and _CUDA not in self._session.get_providers():
+            raise SessionError(
+                "device cuda was asked for, but onnxruntime cannot use it: is there a GPU, and a driver?"
+            )
         _compare("inputs", manifest.inputs, self._session.get_inputs())
         _compare("outputs", manifest.outputs, self._session.get_outputs())
         self._outputs = [tensor.name for tensor in manifest.outputs]
@@ -144,9 +151,15 @@ def usable_cores() -> int:
         return bound
 
 
+@functools.cache
+def _load_cuda_libraries(onnxruntime: ModuleType) -> None:
+    """Load CUDA and cuDNN from the wheels beside onnxruntime-gpu's, where the system's loader does not look."""
+    onnxruntime.preload_dlls()
+
+
 def _providers(device: str, available: Sequence[str]) -> list[str]:
     if device == "auto":
-        device = "cuda" if "CUDAExecutionProvider" in available else "cpu"
+        device = "cuda" if _CUDA in available else "cpu"
     missing = set(_PROVIDERS[device]) - set(available)
     if missing:
         raise SessionError(f"device {device} was asked for, but this onnxruntime has only {', '.join(available)}")

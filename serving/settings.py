@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,13 @@ def _names(value: object) -> object:
     return value
 
 
+def _paths(value: object) -> object:
+    """Split "first:second", as in ``PATH``, into ("first", "second")."""
+    if isinstance(value, str | os.PathLike):
+        return tuple(path for path in os.fspath(value).split(os.pathsep) if path)
+    return value
+
+
 def _pairs(value: object) -> object:
     """Split "task=model, task=model" into a mapping."""
     if not isinstance(value, str):
@@ -42,8 +50,10 @@ class Settings(BaseModel):
 
     models: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
     """Models to serve, separated by commas; none named serves all that are found."""
-    models_dir: Path = _PACKAGE_PARENT / "exported_models"
-    """The model repository; by default beside the package, so that a built Bento finds its own."""
+    models_dir: Annotated[tuple[Path, ...], BeforeValidator(_paths), Field(min_length=1)] = (
+        _PACKAGE_PARENT / "exported_models",
+    )
+    """The model repository; of several, separated by colons, the first that has a model gives all its versions."""
     default_models: Annotated[dict[str, str], BeforeValidator(_pairs)] = {
         "image": "cifar10_cnn",
         "sentiment": "imdb_lstm",
@@ -69,10 +79,14 @@ class Settings(BaseModel):
     """Seconds from the first byte of a request after which it is answered 504."""
     keep_alive_seconds: float = Field(default=75.0, gt=0, le=3600)
     """Seconds after which an idle connection is closed; more than the proxy before the service keeps its own."""
+    drain_seconds: float = Field(default=2.0, ge=0, le=600)
+    """Seconds after SIGTERM for which new connections are still taken, while ``/readyz`` says 503."""
+    grace_seconds: float = Field(default=30.0, gt=0, le=3600)
+    """Seconds after SIGTERM after which what is not answered yet is given up."""
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
     """Largest request body (413)."""
     max_image_pixels: int = Field(default=2**24, ge=1024)
-    """Largest image, width times height (413)."""
+    """Most pixels, width times height, of the images of one request together (413)."""
     max_rows: int = Field(default=64, ge=1)
     """Most images or texts in one request (422)."""
     max_samples: int = Field(default=256, ge=1)

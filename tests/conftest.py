@@ -29,7 +29,11 @@ class Server:
 
     url: str
     log: Path
-    pid: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def get(self, path: str, **options: object) -> httpx.Response:
         return httpx.get(self.url + path, timeout=60, **options)  # type: ignore[arg-type]
@@ -73,6 +77,7 @@ def running(
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SEXTANT_", "MAKE", "PORT"))}
     # Servers that share a store share the files of their metrics too, and each clears them when it starts.
     own = {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(log.parent / "bentoml"), "PORT": str(port)}
+    own["SEXTANT_DRAIN_SECONDS"] = "0"  # nobody is left to be told when a test has ended
     own["BENTOML_PORT"] = own["PORT"]  # the one is make's, the other BentoML's
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -84,7 +89,7 @@ def running(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    server = Server(f"http://127.0.0.1:{port}", log, process.pid)
+    server = Server(f"http://127.0.0.1:{port}", log, process)
     try:
         _wait_until_loaded(server, process, wait_for)
         yield server

@@ -15,6 +15,7 @@ import orjson
 
 from serving.errors import MethodNotAllowedError, NotFoundError, UnavailableError
 from serving.http.admission import Admission
+from serving.http.drain import Drain
 from serving.http.line import RequestLine, problem_reply
 from serving.http.messages import Reply
 from serving.http.protocol import encode_headers, write_reply
@@ -30,6 +31,7 @@ access_logger = logging.getLogger("sextant.access")
 _MODELS = "/v1/models"
 _MODEL = "/v1/models/{model}"
 _READ = ("GET", "HEAD")
+_CLOSE = (b"connection", b"close")
 _SAME_ORIGIN = (b"content-security-policy", b"default-src 'self' 'unsafe-inline' data:")
 
 
@@ -40,15 +42,17 @@ class Front:
         line: the request line.
         endpoints: the prediction routes.
         fallback: BentoML's application: lifespan, OpenAPI page, ``/metrics``.
+        drain: says when the worker is about to end.
 
     Attributes:
         admission: knows the requests in progress.
     """
 
-    def __init__(self, line: RequestLine, endpoints: Iterable[Endpoint[Any]], fallback: App) -> None:
+    def __init__(self, line: RequestLine, endpoints: Iterable[Endpoint[Any]], fallback: App, drain: Drain) -> None:
         self._line = line
         self._endpoints = {endpoint.path: endpoint for endpoint in endpoints}
         self._fallback = fallback
+        self._drain = drain
         settings = line.settings
         self.admission = Admission(self._endpoints, settings.max_requests, line.refused, early=not settings.access_log)
 
@@ -60,14 +64,14 @@ class Front:
         elif (endpoint := self._endpoints.get(path)) is not None:
             await self._serve(path, self._predict(endpoint, scope, receive), scope, send)
         elif path in ("/livez", "/readyz"):
-            await send_reply(send, self._health(path))
+            await send_reply(send, self._health(path), closing=self._drain.begun)
         elif path == "/v1" or path.startswith("/v1/"):
             route = path if path == _MODELS else _MODEL if path.startswith(_MODELS + "/") else "unknown"
             await self._serve(route, self._tell(route, scope), scope, send)
         else:
             if path == "/metrics":
                 self._line.flush_metrics()
-            await self._fallback(scope, receive, _tame(path, send))
+            await self._fallback(scope, receive, _tame(path, send, closing=self._drain.begun))
 
     async def _predict(self, endpoint: Endpoint[Any], scope: Scope, receive: Receive) -> Reply:
         deadline = time.monotonic() + self._line.settings.deadline_seconds
@@ -98,7 +102,7 @@ class Front:
             reply = await self._line.reply(route, answering)
         except ClientGoneError:
             return
-        await send_reply(send, reply)
+        await send_reply(send, reply, closing=self._drain.begun)
         ended = time.perf_counter()
         if trace is not None:
             trace.end(route=route, method=scope["method"], status=reply.status, start=started, end=ended)
@@ -106,9 +110,11 @@ class Front:
             _log_access(scope, reply, ended - started)
 
     def _health(self, path: str) -> Reply:
-        if path == "/livez" or self._line.ready:
+        well = self._line.alive if path == "/livez" else self._line.ready and not self._drain.begun
+        if well:
             return Reply(b"ok\n", "text/plain; charset=utf-8")
-        return problem_reply(UnavailableError("No model is ready to answer; GET /v1/models says why."))
+        why = "This server is about to end." if self._drain.begun else "No model is ready; GET /v1/models says why."
+        return problem_reply(UnavailableError(why))
 
     def _routes(self) -> list[str]:
         return [*self._endpoints, _MODELS, _MODEL]
@@ -127,10 +133,11 @@ def begin_trace(tracer: Tracer, scope: Scope) -> Trace | None:
     return trace
 
 
-async def send_reply(send: Send, reply: Reply) -> None:
-    """Send a reply, its length known."""
-    if not write_reply(send, reply):
-        await send({"type": "http.response.start", "status": reply.status, "headers": encode_headers(reply)})
+async def send_reply(send: Send, reply: Reply, *, closing: bool = False) -> None:
+    """Send a reply, its length known; ``closing`` the connection with it."""
+    if closing or not write_reply(send, reply):
+        headers = encode_headers(reply) + ([_CLOSE] if closing else [])
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
 
 
@@ -139,7 +146,7 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _tame(path: str, send: Send) -> Send:
+def _tame(path: str, send: Send, *, closing: bool) -> Send:
     """Let a reply of BentoML's pass, its 404 replaced by ours, which says more, and its page kept to this server.
 
     BentoML's OpenAPI page would load a tracker from another host; the content policy has the browser refuse it.
@@ -150,10 +157,10 @@ def _tame(path: str, send: Send) -> Send:
         nonlocal missing
         if message["type"] == "http.response.start" and message["status"] == 404:
             missing = True
-            await send_reply(send, problem_reply(NotFoundError(f"There is no {path[:200]}.")))
+            await send_reply(send, problem_reply(NotFoundError(f"There is no {path[:200]}.")), closing=closing)
         elif not missing:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], _SAME_ORIGIN]
+                message["headers"] = [*message["headers"], _SAME_ORIGIN, *([_CLOSE] if closing else [])]
             await send(message)
 
     return pass_or_replace

@@ -8,18 +8,20 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, TypeAlias, TypeVar
 
-from serving.errors import PROBLEM_JSON, InternalError, OverloadedError, Problem, UnavailableError
+from serving.errors import PROBLEM_JSON, DeadlineError, InternalError, OverloadedError, Problem, UnavailableError
 from serving.http.messages import Reply, Request
 from serving.http.receive import ClientGoneError
 from serving.metrics import Metrics
+from serving.predictor import Predictor
 from serving.repository import Repository, load_repository
 from serving.session import usable_cores
 from serving.settings import Settings
-from serving.tasks import Endpoint, Limits
+from serving.tasks import Endpoint, Limits, Query
 from serving.tracing import Tracer, current_trace
 
 logger = logging.getLogger("sextant.http")
@@ -36,6 +38,9 @@ than that."""
 _INLINE_BYTES = 8 * 1024
 """A body up to this is read on the event loop: less than a millisecond, even for a PNG that is nothing but
 compressed white. A larger one is read in a thread, so that the others need not wait for it."""
+_LEAST_THREADS = 2
+"""That read and encode what is large. Each may hold a decoded picture of the largest size and its copies, 100 MB, so
+more than there are cores would cost memory and gain nothing; one alone would have all wait for the largest."""
 _INLINE_OUTPUT_BYTES = 64 * 1024
 """Outputs up to this are encoded on the event loop; more are pictures, a PNG file each at 0.05 ms or more."""
 
@@ -45,21 +50,28 @@ class RequestLine:
 
     Args:
         settings: of the server.
+        metrics_folder: in which ``prometheus_client`` keeps the metrics of all workers; None for one alone.
 
     Attributes:
         tracer: sends spans; None unless that is set.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics_folder: str | None = None) -> None:
         self.settings = settings
+        self._metrics_folder = metrics_folder
         self.tracer: Tracer | None = None
         self._limits = Limits(settings.max_image_pixels, settings.max_rows, settings.max_samples)
         self._metrics: Metrics | None = None
         self._repository: Repository | None = None
         self._loading: asyncio.Task[None] | None = None
+        threads = max(_LEAST_THREADS, usable_cores() // settings.workers)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="codec")
 
-    def start(self) -> asyncio.Task[None]:
+    def start(self, routes: Iterable[str] = ()) -> asyncio.Task[None]:
         """Begin to load the models; until they are, everything is answered 503.
+
+        Args:
+            routes: whose troubles are to be seen in the metrics from the first one on.
 
         Returns:
             What ends when loading is over, whatever came of it.
@@ -68,7 +80,9 @@ class RequestLine:
         if usable_cores() // self.settings.workers <= 1:
             _take_turns()
         if self.settings.metrics:
-            self._metrics = Metrics()
+            self._metrics = Metrics(folder=self._metrics_folder)
+            for route in routes:
+                self._metrics.expect(route)
             loop.call_later(_FLUSH_SECONDS, self._flush_again)
         if self.settings.otlp_endpoint:
             self.tracer = Tracer(self.settings.otlp_endpoint)
@@ -108,7 +122,13 @@ class RequestLine:
             self._repository.close()
         if self.tracer is not None:
             await asyncio.to_thread(self.tracer.close)
+        self._threads.shutdown(wait=False)
         self.flush_metrics()
+
+    @property
+    def alive(self) -> bool:
+        """Whether nothing has died that only a new process could bring back."""
+        return self._repository is None or self._repository.alive
 
     @property
     def ready(self) -> bool:
@@ -143,16 +163,14 @@ class RequestLine:
         """
         started = time.perf_counter()
         repository, limits = self.repository, self._limits
-        inline = len(request.body) <= _INLINE_BYTES
 
-        query = (
-            endpoint.decode(request, limits) if inline else await asyncio.to_thread(endpoint.decode, request, limits)
-        )
-        models = endpoint.select(repository, query)
-        inputs = (
-            endpoint.preprocess(query, models, limits)
-            if inline
-            else await asyncio.to_thread(endpoint.preprocess, query, models, limits)
+        def read() -> tuple[Query, tuple[Predictor, ...], Any]:
+            query = endpoint.decode(request, limits)
+            models = endpoint.select(repository, query)
+            return query, models, endpoint.preprocess(query, models, limits)
+
+        query, models, inputs = (
+            read() if len(request.body) <= _INLINE_BYTES else await self._in_thread(_in_time(read, deadline))
         )
         decoded = time.perf_counter()
         running = endpoint.run(inputs, models, deadline)
@@ -164,7 +182,7 @@ class RequestLine:
         reply = (
             endpoint.postprocess(request, query, inputs, outputs, models)
             if sum(output.nbytes for output in outputs.values()) <= _INLINE_OUTPUT_BYTES
-            else await asyncio.to_thread(endpoint.postprocess, request, query, inputs, outputs, models)
+            else await self._in_thread(lambda: endpoint.postprocess(request, query, inputs, outputs, models))
         )
 
         encoded = time.perf_counter()
@@ -174,6 +192,9 @@ class RequestLine:
             trace.stage("decode", started, decoded)
             trace.stage("encode", computed, encoded)
         return reply
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def reply(self, route: str, answering: Awaitable[Reply]) -> Reply:
         """Wait for an answer; whatever goes wrong becomes a problem reply. Timed, and counted by route and status."""
@@ -209,6 +230,17 @@ def _take_turns() -> None:
     """
     if hasattr(os, "SCHED_BATCH"):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def _in_time(work: Callable[[], T], deadline: float) -> Callable[[], T]:
+    """``work``, unless the deadline passes before its turn comes."""
+
+    def work_in_time() -> T:
+        if time.monotonic() > deadline:
+            raise DeadlineError("The deadline passed before there was time to read the request.")
+        return work()
+
+    return work_in_time
 
 
 async def _unless_gone(running: Coroutine[Any, Any, T], gone: Gone) -> T:

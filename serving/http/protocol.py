@@ -16,6 +16,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from serving.http.admission import Admission
+from serving.http.drain import Drain
 from serving.http.messages import Reply
 from serving.http.receive import Send
 
@@ -26,11 +27,12 @@ class _Answered:
     response_complete = True
 
 
-def protocol(admission: Admission, keep_alive_seconds: float) -> type[HttpToolsProtocol]:
+def protocol(admission: Admission, drain: Drain, keep_alive_seconds: float) -> type[HttpToolsProtocol]:
     """Make uvicorn's HTTP/1.1 protocol, but that it asks ``admission`` as soon as it has read a head.
 
     Args:
         admission: says what to refuse.
+        drain: says when the worker is about to end, and refusals have to close their connections too.
         keep_alive_seconds: after which an idle connection is closed; BentoML's 5 are fewer than those of the proxies
             that stand before a service, which then meet connections that are closed as they send.
     """
@@ -43,11 +45,11 @@ def protocol(admission: Admission, keep_alive_seconds: float) -> type[HttpToolsP
             super().connection_made(transport)  # type: ignore[arg-type]
 
         def on_headers_complete(self) -> None:
-            # A pipelined request has to wait for its turn, and one that asks before it sends its body may
-            # never send it: both go the usual way.
+            # A pipelined request has to wait for its turn, one that asks before it sends its body may never send
+            # it, and the last answer of a connection says that it is: these go the usual way.
             busy = self.cycle is not None and not self.cycle.response_complete
             refusal = None
-            if not busy and not self.expect_100_continue:
+            if not busy and not self.expect_100_continue and not drain.begun:
                 refusal = admission.refuse(self.url, self.server_state.default_headers)
             if refusal is None:
                 super().on_headers_complete()

@@ -53,7 +53,7 @@ def decode_pictures(request: Request, limits: Limits) -> Query:
 
     Raises:
         MalformedError: the body is empty, or a picture or the JSON cannot be read.
-        TooLargeError: a picture has more pixels than the cap.
+        TooLargeError: the files have more pixels together than the cap.
         UnsupportedMediaError: the media type is none of `TAKES`.
         UnusableError: the JSON lacks "images", or holds too many; or a picture is animated.
     """
@@ -70,14 +70,14 @@ def decode_pictures(request: Request, limits: Limits) -> Query:
     if media_type == JSON:
         content = read_json(body)
         images = _images(content, limits)
-        pictures = _each(lambda image: _from_json(image, limits), images)
+        pictures = _each(_Files(limits).from_json, images)
         return Query(pictures, merge_options(request.query, content, ("images",)))
     if media_type == MULTIPART:
         fields, files = parse_multipart(body, request.parameters.get("boundary", ""))
         check_rows(len(files), "files", limits.max_rows)
-        return Query(_each(lambda file: _open(file, limits), files), merge_options(request.query, fields))
+        return Query(_each(_Files(limits).open, files), merge_options(request.query, fields))
     if media_type.startswith("image/") and "svg" not in media_type:
-        return Query(_each(lambda file: _open(file, limits), (body,)), request.query)
+        return Query(_each(_Files(limits).open, (body,)), request.query)
     raise unsupported(media_type, TAKES)
 
 
@@ -125,23 +125,35 @@ def _each(read: Callable[[SentT], ReadT], pictures: Sequence[SentT]) -> list[Rea
     return done
 
 
-def _open(data: bytes, limits: Limits) -> Image.Image:
-    if not data:
-        raise MalformedError("The file is empty.")
-    return open_image(data, max_pixels=limits.max_image_pixels)
+class _Files:
+    """Opens the image files of one request. They are held together, so their pixels are counted together."""
 
+    def __init__(self, limits: Limits) -> None:
+        self._most = self._left = limits.max_image_pixels
 
-def _from_json(image: object, limits: Limits) -> Picture:
-    if isinstance(image, list):
+    def open(self, data: bytes) -> Image.Image:
+        if not data:
+            raise MalformedError("The file is empty.")
+        try:
+            image = open_image(data, max_pixels=self._left)
+        except ImageTooLargeError as error:
+            if self._left == self._most:
+                raise
+            raise ImageTooLargeError(f"{error} A request may have {self._most}, of all its images together.") from error
+        self._left -= image.width * image.height
         return image
-    if not isinstance(image, str):
-        raise UnusableError(f"Expected the base64 of an image file, or nested numbers; received {kind(image)}.")
-    encoded = image.partition(",")[2] if image.startswith("data:") else image
-    try:
-        data = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise MalformedError("The string is not base64.") from error
-    return _open(data, limits)
+
+    def from_json(self, image: object) -> Picture:
+        if isinstance(image, list):
+            return image
+        if not isinstance(image, str):
+            raise UnusableError(f"Expected the base64 of an image file, or nested numbers; received {kind(image)}.")
+        encoded = image.partition(",")[2] if image.startswith("data:") else image
+        try:
+            data = base64.b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise MalformedError("The string is not base64.") from error
+        return self.open(data)
 
 
 def _fit(

@@ -284,21 +284,53 @@ def test_texts_of_similar_length_share_a_batch_and_are_padded():
     run(main)
 
 
-def test_the_profile_keeps_the_smallest_batch_that_is_nearly_the_cheapest_a_row():
-    def costs_a_start_and_little_a_row(inputs: Rows) -> Rows:
-        time.sleep(0.004 + 0.0001 * len(inputs["x"]))
+class Clock:
+    """Passes only when a model computes, so that a profile is the same on every machine.
+
+    Args:
+        seconds: that a batch takes, by its rows.
+    """
+
+    def __init__(self, seconds: Callable[[int], float], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.seconds = 0.0, seconds
+        self.tried: list[int] = []
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def run(self, inputs: Rows) -> Rows:
+        self.tried.append(len(inputs["x"]))
+        self.now += self.seconds(self.tried[-1])
         return inputs
 
-    def costs_the_same_a_row(inputs: Rows) -> Rows:
-        time.sleep(0.01 * len(inputs["x"]))
-        return inputs
 
-    together = measure(costs_a_start_and_little_a_row, rows(1), largest=16, budget_seconds=5)
+def test_the_profile_keeps_the_smallest_batch_that_is_nearly_the_cheapest_a_row(monkeypatch: pytest.MonkeyPatch):
+    costs_a_start_and_little_a_row = Clock(lambda rows: 0.004 + 0.0001 * rows, monkeypatch)
+    together = measure(costs_a_start_and_little_a_row.run, rows(1), largest=16, budget_seconds=5)
     assert together.batch_size == 16
+    assert together.milliseconds[16] == 5.6
     assert not together.inline
-    apart = measure(costs_the_same_a_row, rows(1), largest=16, budget_seconds=5)
+    costs_the_same_a_row = Clock(lambda rows: 0.01 * rows, monkeypatch)
+    apart = measure(costs_the_same_a_row.run, rows(1), largest=16, budget_seconds=5)
     assert apart.batch_size == 1
-    assert measure(double, rows(1), largest=4).inline
+    cheap = Clock(lambda rows: 0.0001 * rows, monkeypatch)
+    assert measure(cheap.run, rows(1), largest=4, budget_seconds=5).inline
+
+
+def test_batches_that_gain_nothing_are_not_tried(monkeypatch: pytest.MonkeyPatch):
+    gains_up_to_four_rows = Clock(lambda rows: 0.002 * max(4, rows), monkeypatch)
+    profile = measure(gains_up_to_four_rows.run, rows(1), largest=64, budget_seconds=5)
+    assert list(profile.milliseconds) == [1, 2, 4, 8, 16]
+    tried = gains_up_to_four_rows.tried
+    assert tried.count(16) < tried.count(8) == tried.count(1)
+    assert profile.batch_size == 4
+    assert "larger ones gain nothing (2 ms at 16)" in profile.reason
+
+
+def test_a_profile_keeps_to_its_budget(monkeypatch: pytest.MonkeyPatch):
+    gains_for_ever = Clock(lambda rows: 0.01 * rows**0.5, monkeypatch)
+    profile = measure(gains_for_ever.run, rows(1), largest=4096, budget_seconds=1)
+    assert profile.batch_size == max(profile.milliseconds) < 4096
+    assert gains_for_ever.now <= 1
+    assert "larger ones take too long to try" in profile.reason
 
 
 def test_what_fits_into_two_milliseconds_runs_on_the_loop_and_more_in_the_thread():

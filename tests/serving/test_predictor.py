@@ -37,9 +37,11 @@ def test_a_dead_thread_fails_its_requests_and_turns_readiness_off(tmp_path: Path
     assert predictor._executor is not None
     predictor._executor.shutdown()
     assert repository.ready
+    assert repository.alive
     with pytest.raises(UnavailableError):
         asyncio.run(predictor.predict({"pixels": np.zeros((1, 48, 48, 3), np.uint8)}, FOREVER))
     assert not repository.ready
+    assert not repository.alive
 
 
 def test_a_closed_repository_answers_nothing_more(tmp_path: Path):

@@ -1,9 +1,11 @@
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -11,11 +13,12 @@ from serving.errors import NotFoundError, UnavailableError
 from serving.manifest import file_digests
 from serving.metrics import Metrics
 from serving.repository import Record, Repository, load_repository
+from serving.session import _PROVIDERS, _load_cuda_libraries
 from serving.settings import Settings
 from tests.models import digit_model, image_model, sentiment_model
 
 
-def load(root: Path, **settings: object) -> Repository:
+def load(root: Path | str, **settings: object) -> Repository:
     return load_repository(Settings(models_dir=root, **settings), Metrics(CollectorRegistry()))
 
 
@@ -53,6 +56,38 @@ def test_of_a_broken_highest_version_the_next_lower_serves_and_both_are_told(tmp
     assert found["mnist_mlp", 1].state == "AVAILABLE"
     assert found["mnist_mlp", 2].state == "UNAVAILABLE"
     assert "model.onnx has sha256" in found["mnist_mlp", 2].reason
+
+
+def test_of_several_repositories_the_first_that_has_a_model_gives_it(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    mounted, own, absent = (tmp_path / name for name in ("mounted", "own", "absent"))
+    digit_model(mounted, version=1)
+    digit_model(own, version=2)
+    image_model(own)
+    both = f"{absent}{os.pathsep}{mounted}{os.pathsep}{own}"
+    served = {name: one.manifest.version for name, one in load(both).predictors.items()}
+    assert served == {"mnist_mlp": 1, "cifar10_cnn": 1}
+    assert load(both, models="cifar10_cnn").predictors.keys() == {"cifar10_cnn"}
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert not load(absent).ready
+    assert f"models_dir {absent} cannot be read: No such file or directory" in caplog.text
+
+
+@pytest.mark.parametrize(("device", "reason"), [("auto", ""), ("cuda", "onnxruntime cannot use it: is there a GPU")])
+def test_where_cuda_cannot_be_used_only_those_who_asked_for_it_are_told(
+    device: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As with onnxruntime-gpu on a machine without a GPU: it falls back to the CPU, and warns."""
+    loaded: list[bool] = []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(_PROVIDERS["cuda"]))
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: loaded.append(True))
+    _load_cuda_libraries.cache_clear()
+    digit_model(tmp_path)
+    image_model(tmp_path)
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"):
+        repository = load(tmp_path, device=device)
+    assert loaded == [True], "once a process"
+    assert repository.ready == (device == "auto")
+    assert all(reason in record.reason for record in repository.records)
 
 
 def change_golden(folder: Path) -> None:

@@ -12,7 +12,7 @@ def test_without_variables_the_defaults_hold():
 def test_models_are_found_beside_the_package():
     import serving
 
-    assert Settings().models_dir == Path(serving.__file__).resolve().parent.parent / "exported_models"
+    assert Settings().models_dir == (Path(serving.__file__).resolve().parent.parent / "exported_models",)
 
 
 def test_variables_set_what_they_name():

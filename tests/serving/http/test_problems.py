@@ -16,6 +16,8 @@ PNG, JSON, OCTETS, TEXT = "image/png", "application/json", "application/octet-st
 DIGIT, IMAGE, SENTIMENT = "/v1/digit", "/v1/image", "/v1/sentiment"
 PIXELS = pictures.mnist_like().tolist()
 
+BIG = base64.b64encode(pictures.file(pictures.Image.new("L", (2500, 3000), 255))).decode()
+
 
 def images(*values: object) -> str:
     return json.dumps({"images": values})
@@ -37,6 +39,7 @@ HOSTILE = {
     "cut in the header": (IMAGE, pictures.file(pictures.digit())[:20], PNG, 400, ""),
     "20 000 x 20 000 PNG": (DIGIT, pictures.bomb(), PNG, 413, "pixels"),
     "20 000 x 20 000 photo": (IMAGE, pictures.bomb(), PNG, 413, "pixels"),
+    "a picture too many": (IMAGE, images(*[BIG] * 3), JSON, 413, "Image 3 of 3: The image has 2500×3000 pixels"),
     "animated GIF": (DIGIT, pictures.animated_gif(), "image/gif", 422, "animated"),
     "nothing drawn": (DIGIT, pictures.file(pictures.Image.new("L", (60, 60), 255)), PNG, 422, ""),
     "783 raw bytes": (DIGIT, bytes(783), OCTETS, 422, "784 raw bytes"),
