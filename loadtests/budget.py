@@ -35,6 +35,7 @@ from loadtests.payloads import Payload, payloads
 from loadtests.peers import PEERS
 from loadtests.processes import ROOT, Server, cores, free_port, pinned
 from loadtests.wire import Address, encode
+from serving.http.drain import Drain
 from serving.http.front import Front
 from serving.http.line import RequestLine
 from serving.http.messages import Request
@@ -109,7 +110,7 @@ async def _inside(asked: Sequence[Payload]) -> dict[str, tuple[float, ...]]:
     line = RequestLine(load_settings({}))
     await line.start()
     endpoints = {endpoint.path: endpoint for endpoint in discover()}
-    front = Front(line, endpoints.values(), _nothing)
+    front = Front(line, endpoints.values(), _nothing, Drain(0, 1))
     limits = Limits(line.settings.max_image_pixels, line.settings.max_rows, line.settings.max_samples)
     found: dict[str, tuple[float, ...]] = {}
     for payload in tqdm(asked, desc="in process", leave=False):
@@ -135,7 +136,7 @@ async def _inside(asked: Sequence[Payload]) -> dict[str, tuple[float, ...]]:
 def _model(predictor: Predictor, settings: Settings, inputs: Any) -> float:  # noqa: ANN401 (rows, or texts)
     """Of one row at the profile's batch size."""
     manifest, profile = predictor.manifest, predictor.profile
-    folder = settings.models_dir / manifest.model / str(manifest.version)
+    folder = settings.models_dir[0] / manifest.model / str(manifest.version)
     session = Session(folder, manifest, device=settings.device, threads=profile.threads)
     name = manifest.inputs[0].name
     row = inputs[name] if isinstance(inputs, dict) else inputs[0].ids[None]

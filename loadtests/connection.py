@@ -143,6 +143,7 @@ class Connection:
         payload: of the request on its way.
         due: when it should have been sent, on ``time.perf_counter``'s clock.
         sent: when it was written, or its connection was begun.
+        idle_since: when its last answer had come in whole.
     """
 
     def __init__(self, target: Target, owner: Owner) -> None:
@@ -155,7 +156,7 @@ class Connection:
         self._rest: memoryview | bytes = b""
         self._closed = False
         self.payload: Payload | None = None
-        self.due = self.sent = 0.0
+        self.due = self.sent = self.idle_since = 0.0
 
     @property
     def usable(self) -> bool:
@@ -241,7 +242,7 @@ class Connection:
                 self._fail(HTTPConnectionClosed())
 
     def _finish(self, answer: _Answer) -> None:
-        self._answer = None
+        self._answer, self.idle_since = None, perf_counter()
         if self._rest or answer.should_close():  # answered before all was sent, or the last answer
             self.close()
         self._owner.answered(self, answer.get_code(), answer.info(), bytes(answer.body))

@@ -16,6 +16,9 @@ BUSY_LIMIT = 0.9
 """Share of a core above which the generator, not the server, may have set the pace."""
 LATE_LIMIT_SECONDS = 0.005
 """How late the latest 1 % of requests may be sent for an open-loop run to count."""
+_TICK = 1e-9
+"""Seconds, of the clock: a due time to which the run's start was added, and taken off again, may be short of its last
+bits, and of the window that it begins."""
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 
 
@@ -57,7 +60,7 @@ class Result:
     @cached_property
     def counted(self) -> NDArray[np.bool_]:
         """(answers,) whether the request was due in the window."""
-        return (self.due >= self.window[0]) & (self.due < self.window[1])
+        return self._between(self.due)
 
     @property
     def by_status(self) -> dict[int, int]:
@@ -137,7 +140,8 @@ class Result:
         )
 
     def _between(self, times: Floats) -> NDArray[np.bool_]:
-        return (times >= self.window[0]) & (times < self.window[1])
+        start, end = (edge - _TICK for edge in self.window)
+        return (times >= start) & (times < end)
 
 
 def milliseconds(seconds: Floats) -> dict[str, float | None]:

@@ -30,7 +30,9 @@ from loadtests.processes import Server, cores, free_port
 
 PORT: Final = 3000
 """Of ``make serve``."""
-_WANTED: Final = ("sextant_batch_rows", "sextant_queue_seconds", "sextant_requests", "sextant_refusals")
+_WANTED: Final = tuple(
+    f"sextant_{name}" for name in ("batch_rows", "compute_seconds", "queue_seconds", "requests", "refusals")
+)
 _SAMPLE: Final = re.compile(r"(\w+?)(_sum|_count|_total)(?:\{(.*)\})? (\S+)")
 _LABEL: Final = re.compile(r'\w+="((?:[^"\\]|\\.)*)"')
 _READY: Final = Request("GET", "/readyz", "", b"")

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, Final, Literal
@@ -225,7 +226,7 @@ class Collection:
             "users": None if is_open else plan.users,
             "seconds": plan.seconds,
             "host": plan.host,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self.started)),
+            "started": datetime.fromtimestamp(self.started).astimezone().isoformat(timespec="milliseconds"),
             "machine": machine(),
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
             "seed": plan.seed,

@@ -11,12 +11,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from loadtests import capacity, options
 from loadtests.bars import Bar
+from loadtests.figures import by_model
 from loadtests.load import Load
 from loadtests.mix import GROUPS
 from loadtests.run import FOLDER, conclude, promised, record
@@ -30,6 +32,8 @@ SHARE = 0.6
 """Of the capacity that is asked for."""
 SETTLED_SECONDS = 180.0
 MEMORY_DRIFT, LATENCY_DRIFT = 1.05, 1.2
+_PARTS = 10
+"""Of a third."""
 _SMOOTH = 15
 """Samples that a median of memory is taken of: a large answer on its way is no leak."""
 
@@ -38,13 +42,43 @@ def drift(run: Run) -> list[Bar]:
     """What a run that lasts must hold to."""
     third = run.seconds / 3
     first, last = (run.recording.total(None, start, start + third).response.percentile(99) for start in (0, 2 * third))
+    usual_first, usual_last = (_usual_p99(run, start, start + third) for start in (0, 2 * third))
     errors = run.recording.total().errors
     reasons = ", ".join(f"{count} × {reason}" for reason, count in errors.most_common(3))
     return [
         Bar(f"requests that failed{f' ({reasons})' if reasons else ''}", "≤", 0, [errors.total()], "requests"),
         Bar("p99 of the last third over the first one's", "≤", LATENCY_DRIFT, [last / first], "×"),
+        Bar("the same of their median tenths, minutes of 30", "≤", LATENCY_DRIFT, [usual_last / usual_first], "×"),
         *_memory(run),
     ]
+
+
+def pace(run: Run) -> str:
+    """How much longer the models took for a row in the last third than in the first one, in words.
+
+    Their work is the same all the time, so that a machine that gets slower shows here as well, and a service that
+    drifts does not. Empty if the server was not sampled in both.
+    """
+    third, ratios = run.seconds / 3, {}
+    seconds, rows = (by_model(run, f"sextant_{name}") for name in ("compute_seconds", "batch_rows"))
+    for model in sorted(seconds.keys() & rows.keys()):
+        times, a_batch = seconds[model]
+        a_row = a_batch / rows[model][1]
+        asked = np.isfinite(a_row)
+        first, last = (a_row[asked & (times >= start) & (times <= start + third)] for start in (0, 2 * third))
+        if first.size and last.size:
+            ratios[model] = float(np.median(last) / np.median(first))
+    if not ratios:
+        return ""
+    each = ", ".join(f"{model} {ratio:.3g}" for model, ratio in ratios.items())
+    return f"The models themselves took {np.median(list(ratios.values())):.3g} × as long a row ({each})."
+
+
+def _usual_p99(run: Run, start: float, end: float) -> float:
+    """The median of the p99s of ten parts: what drifts shows in most of them, a stall of the machine in one or two."""
+    edges = np.linspace(start, end, max(1, min(_PARTS, int(end - start))) + 1)  # of a second at least
+    cells = [run.recording.total(None, *between) for between in pairwise(edges)]
+    return float(np.median([cell.response.percentile(99) for cell in cells]))
 
 
 def _memory(run: Run) -> Iterator[Bar]:
@@ -97,7 +131,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{asked}, at {on.note}", flush=True)
         run = record(asked, on, folder)
     bars = drift(run)
-    print(bar_lines(bars))
+    print(f"{bar_lines(bars)}\n{pace(run)}")
     status = conclude(run, slo, folder)
     drifted = any(bar.met is False for bar in bars)
     return options.BROKEN if status == options.MET and drifted else status

@@ -27,10 +27,10 @@ def listening(handler: Handler) -> Iterator[str]:
 
     async def main() -> None:
         servers.append(await asyncio.start_server(careful, "127.0.0.1", 0, backlog=2048))
-        started.set()
 
     def run() -> None:
         loop.run_until_complete(main())
+        loop.call_soon(started.set)  # not before: a stop that comes between the two runs would be forgotten
         loop.run_forever()
         servers[0].close()
         for task in asyncio.all_tasks(loop):

@@ -222,7 +222,8 @@ def test_a_paused_server_costs_nothing_and_goes_on_afterwards(tmp_path: Path):
         assert server.usage().cpu_seconds == before
         server.resume()
         assert ask(port, GET) == "200"
-        assert server.usage().cpu_seconds > before
+        while server.usage().cpu_seconds <= before:  # its time is booked tick by tick; the test's own limit ends this
+            time.sleep(0.01)
 
 
 @pytest.mark.parametrize("paused", [False, True])

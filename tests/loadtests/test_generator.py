@@ -215,6 +215,16 @@ def test_the_warm_up_is_not_counted():
     assert 0 < warm.by_status[200] < len(warm.done)
 
 
+def test_a_request_due_at_the_edge_of_the_window_counts_whatever_the_clock_shows():
+    start = 4000.1
+    due = (start + np.array([0.2, 0.6])) - start
+    assert (due < [0.2, 0.6]).all()  # the last bits are lost
+    figures = {"errors": {}, "unanswered": 0, "missing_headers": 0, "received_bytes": 0, "connections": 1}
+    status = np.array([200, 204], np.int16)
+    result = Result("open", (0.2, 0.6), due, due, due + 1, status, np.zeros(2), busy=0.5, **figures)  # type: ignore[arg-type]
+    assert result.by_status == {200: 1}
+
+
 def test_a_request_is_timed_from_when_it_was_due_and_from_when_it_was_sent():
     """One connection and a server that takes 20 ms: half of the arrivals wait for the connection."""
 

@@ -7,7 +7,9 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -17,7 +19,7 @@ from loadtests.payloads import ROUTES
 from loadtests.self_test import ANSWER
 from tests.conftest import ROOT, Server, free_port
 from tests.loadtests.locusts import COMMAND, Recorded, environment, locust, record
-from tests.loadtests.servers import answering, listening, request
+from tests.loadtests.servers import Handler, answering, listening, request
 
 RAW = ("--route", "digit-raw")
 
@@ -49,6 +51,7 @@ def test_importing_the_locustfile_loads_no_tensorflow():
 
 
 def test_a_mixed_run_against_the_service_is_answered_and_described(server: Server, tmp_path: Path):
+    before = time.time()
     found = record(tmp_path, server.url, 4, "--rate", "50", "--seed", "3", shape="smoke")
     assert (found.total.count, found.total.errors) == (200, {})
     assert set(found.recording.routes()) == set(
@@ -58,6 +61,8 @@ def test_a_mixed_run_against_the_service_is_answered_and_described(server: Serve
     assert {name: about[name] for name in ("shape", "loop", "rate", "users", "seconds", "seed", "processes")} == {
         "shape": "smoke", "loop": "open", "rate": 50, "users": None, "seconds": 4, "seed": 3, "processes": 1,
     }  # fmt: skip
+    started = datetime.fromisoformat(about["started"]).timestamp()  # what the server's own figures are lined up by
+    assert before < started < time.time() - 4
     assert about["host"] == server.url
     assert about["versions"]["locust"]
     assert about["machine"]["cores"] >= 1
@@ -133,8 +138,8 @@ def test_a_master_and_workers_record_one_run(tmp_path: Path):
 
 
 def test_a_run_that_loses_a_process_does_not_count(tmp_path: Path):
-    port, file = str(free_port()), tmp_path / "run.json"
-    with listening(answering(ANSWER)) as url:
+    port, file, begun = str(free_port()), tmp_path / "run.json", threading.Event()
+    with listening(telling(begun)) as url:
         told = [*RAW, "--host", url, "--rate", "20", "--shape", "steady", "--minutes", "0.1", "--record", str(file)]
         master = [*COMMAND, "--headless", "--master", "--master-bind-port", port, "--expect-workers", "2", *told]
         worker = [*COMMAND, "--worker", "--master-port", port]
@@ -143,7 +148,8 @@ def test_a_run_that_loses_a_process_does_not_count(tmp_path: Path):
             subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL) for command in commands
         ]
         try:
-            time.sleep(6)  # started and under way
+            assert begun.wait(60)
+            time.sleep(2)  # in the middle of it
             processes[2].kill()
             processes[0].wait(60)
         finally:
@@ -155,12 +161,17 @@ def test_a_run_that_loses_a_process_does_not_count(tmp_path: Path):
 
 
 def test_a_run_that_is_ended_early_does_not_count(tmp_path: Path):
-    file = tmp_path / "run.json"
-    with listening(answering(ANSWER)) as url:
+    file, begun = tmp_path / "run.json", threading.Event()
+    with listening(telling(begun)) as url:
         told = [*RAW, "--host", url, "--rate", "20", "--shape", "steady", "--minutes", "5", "--record", str(file)]
-        process = subprocess.Popen([*COMMAND, "--headless", *told], cwd=ROOT, env=environment())
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background, and so on
         try:
-            time.sleep(6)
+            process = subprocess.Popen([*COMMAND, "--headless", *told], cwd=ROOT, env=environment())
+        finally:
+            signal.signal(signal.SIGINT, before)
+        try:
+            assert begun.wait(60)
+            time.sleep(2)
             process.send_signal(signal.SIGINT)
             process.wait(30)
         finally:
@@ -204,6 +215,18 @@ def test_locusts_own_page_starts_runs_and_shows_the_truth(tmp_path: Path):
         finally:
             process.terminate()
             process.wait(30)
+
+
+def telling(begun: threading.Event) -> Handler:
+    """A handler that tells of the first request, since how long Locust takes to start depends on the machine."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await request(reader)
+            begun.set()
+            writer.write(ANSWER)
+
+    return handle
 
 
 def _until(true: object, seconds: float = 40) -> None:

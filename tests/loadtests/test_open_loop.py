@@ -100,6 +100,21 @@ def test_connections_that_the_server_closes_are_replaced(tmp_path: Path):
     assert (found.total.ok, found.total.failed) == (100, 0)
 
 
+def test_a_connection_is_let_go_before_the_server_would_close_it(tmp_path: Path):
+    ended: list[str] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await answering(ANSWER)(reader, writer)
+        finally:
+            ended.append("a connection")
+
+    with listening(handle) as url:
+        found = record(tmp_path, url, 6, *RAW, "--rate", "0.2")  # the second one after 5 s
+    assert (found.total.ok, found.total.failed) == (2, 0)
+    assert len(ended) == 2
+
+
 def test_what_does_not_answer_well_is_told_by_reason(tmp_path: Path):
     refused = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n"
     wrong = ANSWER.replace(b"0.91", b"0.19")

@@ -79,10 +79,13 @@ def test_a_service_is_started_when_none_answers_and_stopped_in_the_end(small_mod
         40,
         "--folder",
         tmp_path / "run",
+        "--attempts",
+        2,
     ]
     done = command(*load, "--slo", slo, SEXTANT_MODELS_DIR=str(small_models), SEXTANT_MODELS="mnist_mlp")
     found = Run.load(tmp_path / "run")
     assert "(started for this" in done.stdout
+    assert done.stdout.count("once more: ") == 1, "an SLO that cannot be met is tried as often as was asked"
     processes = {int(process) for sample in found.server for process in sample.resident_mb}
     assert len(processes) >= 2, "a supervisor and a worker"
     assert not any(psutil.pid_exists(process) for process in processes)
@@ -209,15 +212,17 @@ def test_metrics_are_read_as_the_service_writes_them():
     assert found["sextant_requests_total"] == {"/v1/digit 200": 2}
     assert found["sextant_refusals_total"] == {'requests /v1/\\"odd\\" route': 1}
     assert found.keys() <= {
-        f"sextant_{name}" for name in ("requests_total", "refusals_total", "batch_rows_sum", "queue_seconds_sum")
+        f"sextant_{name}"
+        for name in ("requests_total", "refusals_total", "batch_rows_sum", "compute_seconds_sum", "queue_seconds_sum")
     }
 
 
 def test_the_metrics_of_a_running_service_have_what_reports_are_made_from(server: Server):
     server.post("/v1/digit", bytes(784), "application/octet-stream")
     found = totals(server.get("/metrics").text)
-    for name in ("batch_rows_sum", "batch_rows_count", "queue_seconds_sum", "queue_seconds_count"):
-        assert "mnist_mlp" in found[f"sextant_{name}"]
+    for name in ("batch_rows", "compute_seconds", "queue_seconds"):
+        assert "mnist_mlp" in found[f"sextant_{name}_sum"]
+        assert "mnist_mlp" in found[f"sextant_{name}_count"]
     assert any(key.startswith("/v1/digit") for key in found["sextant_requests_total"])
 
 

@@ -8,11 +8,13 @@ import pytest
 
 from loadtests import options, soak
 from loadtests.runfile import Sample
-from loadtests.soak import drift
+from loadtests.soak import drift, pace
 from tests.conftest import Server
 from tests.loadtests.recordings import Draw, lognormal, run
 
 SECONDS = 300
+P99 = "p99 of the last third over the first one's"
+USUAL_P99 = "the same of their median tenths, minutes of 30"
 
 
 def samples(worker: float = 0.0, *, restarted_at: int = SECONDS) -> tuple[Sample, ...]:
@@ -60,7 +62,37 @@ def test_latency_that_creeps_up_is_found():
         seconds, error = creeping(random, due)
         return seconds * (1.4 if due > 2 * SECONDS / 3 else 1.0), error
 
-    assert [what for what, met in verdicts(slower).items() if not met] == ["p99 of the last third over the first one's"]
+    assert [what for what, met in verdicts(slower).items() if not met] == [P99, USUAL_P99]
+
+
+def test_a_stall_is_told_from_what_drifts():
+    steady = lognormal(0.005)
+
+    def stalling(random, due):  # noqa: ANN001
+        seconds, error = steady(random, due)
+        return seconds + (0.2 if 250 < due < 265 else 0.0), error
+
+    assert [what for what, met in verdicts(stalling).items() if not met] == [P99]
+
+
+def test_a_machine_that_gets_slower_is_told_by_what_the_models_take():
+    def sampled(last: float) -> tuple[Sample, ...]:
+        """100 rows a second, at 1 ms each, and at another pace in the last third; one model is never asked."""
+        found, seconds = [], 0.0
+        for second in range(0, SECONDS + 1, 5):
+            totals = {"sextant_compute_seconds_sum": {"mnist_mlp": seconds, "imdb_gru": 0.0}}
+            totals["sextant_batch_rows_sum"] = {"mnist_mlp": 100.0 * second, "imdb_gru": 0.0}
+            for name in ("compute_seconds", "batch_rows"):  # ten rows a batch
+                totals[f"sextant_{name}_count"] = {"mnist_mlp": 10.0 * second, "imdb_gru": 0.0}
+            found += [Sample(second, {}, totals), Sample(second + 1, {}, {})]
+            seconds += 5 * 100 * 0.001 * (last if second >= 2 * SECONDS / 3 else 1.0)
+        return tuple(found)
+
+    stages = [(50.0, SECONDS)]
+    slower, steady = (run({"digit-raw": lognormal(0.005)}, stages, server=sampled(last)) for last in (1.5, 1.0))
+    assert pace(slower) == "The models themselves took 1.5 × as long a row (mnist_mlp 1.5)."
+    assert pace(steady) == "The models themselves took 1 × as long a row (mnist_mlp 1)."
+    assert pace(run({"digit-raw": lognormal(0.005)}, stages, server=samples())) == ""
 
 
 def test_one_error_in_a_soak_is_one_too_many():
@@ -75,12 +107,13 @@ def test_the_command_soaks_a_server_and_tells_what_it_held(
 ):
     slo = tmp_path / "slo.toml"
     slo.write_text("[all]\np99_ms = 14000\n", "utf-8")
-    asked = ["--host", server.url, "--minutes", "0.07", "--rate", "40", "--slo", str(slo)]
+    asked = ["--host", server.url, "--minutes", "0.2", "--rate", "40", "--slo", str(slo)]
     status = soak.main([*asked, "--folder", str(tmp_path / "run")])
     told = capsys.readouterr().out
     print(told)
     assert status in {options.MET, options.BROKEN, options.INVALID}  # the machine's say
     assert "| requests that failed | ≤ 0 requests | 0 requests | met |" in told
+    assert "The models themselves took " in told
     assert (tmp_path / "run" / "report.html").is_file()
 
 
