@@ -1,0 +1,1 @@
+"""Replicas behind HAProxy that go, die, hang and come back under load, and what clients notice of it."""
