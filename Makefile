@@ -1,7 +1,7 @@
 # `make help` lists the targets. GNU make 3.81 and a POSIX shell are enough.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test check format train accuracy bench bench-peers budget overload loadtest capacity soak bento lock clean
+.PHONY: help tools serve test check format train accuracy bench bench-peers budget overload loadtest capacity soak bento image image-test replicas watch lock clean
 
 PORT ?= 3000
 WORKERS ?=
@@ -12,6 +12,7 @@ ROUTE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+TOOLS := haproxy prometheus buildah debootstrap
 PEERS := litserve mlserver ray
 PEER_VENVS := runs/venvs
 # Twice quiet: errors only. Every pin carries its hashes, so pip installs exactly what was tested or nothing.
@@ -82,7 +83,7 @@ loadtest: $(VENV)/.load ## 20 s of mixed requests by the clock, verdict, report:
 	@$(BIN)/python -m loadtests.run $(if $(SHAPE),--shape=$(SHAPE)) $(if $(ROUTE),--route=$(ROUTE)) \
 		$(if $(MINUTES),--minutes=$(MINUTES)) $(LOAD)
 
-capacity: $(VENV)/.load ## the highest rate whose p99 keeps the SLO, three times: ROUTE=digit (10 minutes and more; all: an hour)
+capacity: $(VENV)/.load ## the highest rate whose p99 keeps the SLO, three times: ROUTE=digit (5 minutes; without: half an hour)
 	@$(BIN)/python -m loadtests.capacity $(if $(ROUTE),--route=$(ROUTE)) $(LOAD) \
 		$(if $(ELSEWHERE)$(strip $(ROUTE)$(RATE)$(PROCESSES)$(SLO)$(ARGS)),,--readme)
 
@@ -95,11 +96,31 @@ budget: $(VENV)/.load ## where the microseconds of a request go, layer by layer:
 bento: $(VENV)/.serve ## build the Bento: service, models and pins in one archive
 	@$(BIN)/bentoml build
 
+image: $(VENV)/.image ## build the image, with docker, podman or buildah: ARGS="--gpu --base IMAGE --debian --tag NAME"
+	@$(BIN)/python -m deploy.image $(ARGS)
+
+image-test: $(VENV)/.load ## build it, run it locked down, ask every route, end it; size and times (as root, with buildah)
+	@$(BIN)/python -m deploy.image_test $(ARGS)
+
+replicas: $(VENV)/.load ## three behind HAProxy, under load: rolled, killed, hung, drained: N=3 RATE= ARGS="--scenario rolling"
+	@$(BIN)/python -m deploy.replicas $(if $(N),--replicas=$(N)) $(if $(RATE),--rate=$(RATE)) $(ARGS)
+
+watch: ## Prometheus with the rules of deploy/prometheus beside a running service, on http://127.0.0.1:9090
+	@exec prometheus --config.file=deploy/prometheus/prometheus.yml --storage.tsdb.path=runs/prometheus \
+		--storage.tsdb.retention.time=35d --web.listen-address=127.0.0.1:9090
+
 lock: $(VENV)/.dev ## compile requirements/*.in into hashed pins
-	@cd requirements && for name in serve gpu train dev load $(PEERS:%=peers/%); do \
+	@cd requirements && for name in serve gpu image train dev load $(PEERS:%=peers/%); do \
 		../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 			--no-header --no-emit-index-url --no-emit-find-links $(ARGS) $$name.in --output-file $$name.txt || exit; \
 	done
+
+tools: ## install the Debian packages that some tests and commands of deploy/ run (as root): HAProxy, Prometheus, buildah
+	@missing=; for package in $(TOOLS); do \
+		dpkg-query -W -f '$${db:Status-Abbrev}' $$package 2>/dev/null | grep -q ^ii || missing="$$missing $$package"; \
+	done; test -z "$$missing" || { \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+			apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends $$missing; }
 
 clean: ## remove the virtual environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -116,6 +137,11 @@ $(VENV)/.created:
 $(VENV)/.serve: requirements/serve.txt $(VENV)/.created
 	@echo "Installing requirements/serve.txt into $(VENV) ..."
 	@$(PIP) install --require-hashes -r requirements/serve.txt
+	@touch $@
+
+$(VENV)/.image: requirements/image.txt $(VENV)/.serve
+	@echo "Installing requirements/image.txt into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements/image.txt
 	@touch $@
 
 $(VENV)/.dev: requirements/train.txt requirements/dev.txt $(VENV)/.serve

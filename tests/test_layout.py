@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-REQUIREMENTS = ("serve", "gpu", "train", "dev", "load")
+REQUIREMENTS = ("serve", "gpu", "image", "train", "dev", "load")
 PEERS = ("peers/litserve", "peers/mlserver", "peers/ray")
 TRAINING_ONLY = ("training", "tensorflow", "keras", "tf2onnx", "onnx", "matplotlib")
 
