@@ -28,7 +28,7 @@ from deploy.image import BASE, FOLDER, Image, Parser, build, debian_base
 from loadtests.bars import Bar
 from loadtests.checks import check
 from loadtests.payloads import Payload, pools
-from loadtests.processes import end_as_interrupted, free_port
+from loadtests.processes import free_port, interruptible
 from loadtests.tables import bar_lines
 from serving.manifest import MANIFEST_FILE
 
@@ -47,7 +47,6 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser("image-test", __doc__)
     parser.add_argument("--keep", action="store_true", help="the images that buildah made, in runs/image/storage")
     options = parser.parse_args(arguments)
-    end_as_interrupted()
     began = time.monotonic()
     try:
         tool = engine(options.tool, FOLDER / "storage")
@@ -223,4 +222,4 @@ def _told(found: Iterator[str] | Sequence[str], what: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(interruptible(main, sys.argv[1:]))

@@ -31,7 +31,7 @@ from loadtests.bars import LATENCY_CASE, MANY_CASE, METRICS_CASE, WORKERS_CASES
 from loadtests.generator import closed_loop
 from loadtests.measurements import Measurements
 from loadtests.peers import EXTRA_PEERS, PEERS, Peer, Request
-from loadtests.processes import ROOT, Server, ServerError, Usage, cores, end_as_interrupted, free_port, pinned
+from loadtests.processes import ROOT, Server, ServerError, Usage, cores, free_port, interruptible, pinned
 from loadtests.result import BUSY_LIMIT, Result, milliseconds
 from loadtests.tables import bars_table, disturbed, draw, put_between_markers, report, summary
 from loadtests.wire import Address, encode
@@ -381,7 +381,7 @@ def write(found: Measurements, folder: Path, name: str) -> None:
     draw(found, folder / f"{name}.png")
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """0, 1 when a server could not be run, 2 for bad use; a bar that is missed is shown."""
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -399,7 +399,6 @@ def main(arguments: list[str]) -> int:
     part = bool(options.smoke or options.peers or options.payloads)
     whole = not part and not options.extra
     folder = options.output or (ROOT / "runs" / "bench" if part else RESULTS)
-    end_as_interrupted()
     with tempfile.TemporaryDirectory(prefix="bench-") as home:
         bench = Bench(
             cases,
@@ -419,7 +418,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(interruptible(main, sys.argv[1:]))

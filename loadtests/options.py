@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from loadtests.load import GeneratorError, LoadError
-from loadtests.processes import ServerError, end_as_interrupted
+from loadtests.processes import ServerError, interruptible
 from loadtests.server import PORT, NoServerError
 from loadtests.slo import DEFAULT, SloError
 
 MET, BROKEN, BAD_USE, INVALID = 0, 1, 2, 3
 """Statuses: what was asked for was found; not so; the command cannot be meant; the figures do not count."""
-_INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,14 +48,15 @@ def parser(name: str, module: str, doc: str | None) -> Parser:
 
 def run(name: str, command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Run a command; what it raises becomes a line on the error output, and a status."""
-    end_as_interrupted()
-    try:
-        return command(arguments)
-    except (LoadError, SloError, NoServerError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return BAD_USE
-    except (GeneratorError, ServerError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return INVALID
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+
+    def told(words: Sequence[str]) -> int:
+        try:
+            return command(words)
+        except (LoadError, SloError, NoServerError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return BAD_USE
+        except (GeneratorError, ServerError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return INVALID
+
+    return interruptible(told, arguments)

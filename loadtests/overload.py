@@ -30,7 +30,7 @@ from loadtests.bars import Bar
 from loadtests.clock import arrival_times
 from loadtests.generator import closed_loop, open_loop
 from loadtests.peers import PEERS
-from loadtests.processes import Server, ServerError, cores, end_as_interrupted, free_port, pinned
+from loadtests.processes import Server, ServerError, cores, free_port, interruptible, pinned
 from loadtests.result import Floats, Result, milliseconds
 from loadtests.tables import bar_lines
 from loadtests.wire import Address, encode
@@ -241,7 +241,7 @@ def _memory_of(process: int) -> Iterator[list[tuple[float, float]]]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 samples.append((time.perf_counter(), watched.memory_info().rss / 1e6))
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield samples
@@ -300,7 +300,7 @@ def write(run: Overload, route: str, folder: Path) -> None:
     (folder / f"{name}.md").write_text(text, "utf-8")
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """0 when every bar is met, 1 when not or when the generator could not keep up, 2 for bad use."""
     ours = next(peer for peer in PEERS if peer.name == "sextant")
     parser = argparse.ArgumentParser(prog="python -m loadtests.overload", description=(__doc__ or "").splitlines()[0])
@@ -311,7 +311,6 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not (0 < options.factor < 100 and 1 <= options.seconds < 86_400):
         parser.error(f"expected a factor above 0 and at least 1 s, received {options.factor:g}, {options.seconds:g} s")
-    end_as_interrupted()
     server_cores, own_cores = cores()
     port, request = free_port(), ours.requests[options.route]
     address = Address("127.0.0.1", port)
@@ -344,7 +343,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(interruptible(main, sys.argv[1:]))

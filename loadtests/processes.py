@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,8 @@ from loadtests.peers import Request
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 120.0
+INTERRUPTED = 130
+"""Status of a command that was ended, as shells give it for Ctrl-C."""
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 20.0
 _NOT_HANDED_ON = ("SEXTANT_", "MAKE", "MFLAGS", "PORT", "BENTOML_", "TQDM_")
@@ -75,10 +77,34 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def end_as_interrupted() -> None:
-    """Take SIGTERM as Ctrl-C: servers are stopped, not left behind, and an event loop lets both through."""
+def interruptible(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Run a command that starts processes. Ended, by Ctrl-C or SIGTERM, it leaves none of them behind.
+
+    Returns:
+        What ``main`` returns, or `INTERRUPTED`.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
+    # As Ctrl-C, which an event loop lets through, too.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        return main(arguments)
+    except KeyboardInterrupt:
+        # It may have come after a process was started and before there was a block to end it.
+        this = psutil.Process()
+        _end(this.children(), this.children(recursive=True))
+        return INTERRUPTED
+
+
+def _end(roots: Sequence[psutil.Process], family: Sequence[psutil.Process]) -> None:
+    """Ask processes to end, and wait for them and all theirs; what is there after a while is killed."""
+    for process in roots:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(family, _STOP_SECONDS)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, _STOP_SECONDS)
 
 
 class Server:
@@ -127,13 +153,7 @@ class Server:
         """Stop: by request, after a while by force."""
         processes = self.processes()
         self.resume()
-        with contextlib.suppress(psutil.NoSuchProcess):
-            self._root.terminate()
-        _, alive = psutil.wait_procs(processes, _STOP_SECONDS)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(alive, _STOP_SECONDS)
+        _end([self._root], processes)
         self._root.wait()
 
     def wait_until_ready(self, request: Request, seconds: float = START_SECONDS) -> float:

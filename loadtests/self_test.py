@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
@@ -23,7 +23,7 @@ from typing import Any, Final, cast
 import uvloop
 
 from loadtests.peers import Request
-from loadtests.processes import ROOT, Server, ServerError, cores, end_as_interrupted, free_port, pinned
+from loadtests.processes import ROOT, Server, ServerError, cores, free_port, interruptible, pinned
 from loadtests.record import Cell, Recording, upper_edges
 
 LEAST_RATE: Final = 3000.0
@@ -173,7 +173,7 @@ def show_stall(seconds: float) -> bool:
     return shown[0] >= STALL_LEAST_MS
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """0 when the generator is as good as it must be, 1 when not, 2 for bad use."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.self_test", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, help="of each run (5; with --stall 20)")
@@ -187,7 +187,6 @@ def main(arguments: list[str]) -> int:
         before_each = stall(options.stall_after, STALL_SECONDS) if options.stall_after else (lambda: None)
         uvloop.run(serve(options.serve, before_each))
         return 0
-    end_as_interrupted()
     seconds = options.seconds or (20.0 if options.stall else 5.0)
     try:
         return 0 if (show_stall(seconds) if options.stall else measure(seconds)) else 1
@@ -197,7 +196,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(interruptible(main, sys.argv[1:]))

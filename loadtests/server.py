@@ -183,7 +183,8 @@ class Sampler:
         self._service = service
         self._samples: list[tuple[float, dict[str, float], Metrics]] = []
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="sampler")
+        # A daemon: whoever is interrupted while it starts has no block yet in which to end it.
+        self._thread = threading.Thread(target=self._watch, name="sampler", daemon=True)
 
     def __enter__(self) -> Self:
         """Begin."""

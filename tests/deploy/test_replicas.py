@@ -247,7 +247,7 @@ def test_the_queue_is_filled_and_not_overfilled():
 def test_bad_use_gets_one_line_and_status_2(
     arguments: list[str], why: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(options, "end_as_interrupted", lambda: None)  # the signals here are pytest's
+    monkeypatch.setattr(options, "interruptible", lambda main, arguments: main(arguments))
     try:
         status: object = options.run(NAME, main, arguments)
     except SystemExit as ended:

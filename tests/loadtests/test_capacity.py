@@ -227,7 +227,7 @@ def test_the_command_finds_the_capacity_of_a_server_whose_pace_is_known(
 def test_bad_use_is_one_line_and_status_two(
     arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(options, "end_as_interrupted", lambda: None)
+    monkeypatch.setattr(options, "interruptible", lambda main, arguments: main(arguments))
     try:
         status = options.run("capacity", capacity.main, arguments)
     except SystemExit as ended:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -149,7 +151,7 @@ def test_an_slo_that_cannot_be_held_against_the_run_is_refused_before_it(
 
 
 def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    monkeypatch.setattr(options, "end_as_interrupted", lambda: None)
+    monkeypatch.setattr(options, "interruptible", lambda main, arguments: main(arguments))
     try:
         status = options.run("loadtest", loadtest.main, arguments)
     except SystemExit as ended:
@@ -269,24 +271,37 @@ def test_the_load_can_be_shared_by_processes(server: Server, tmp_path: Path):
     assert found.recording.total().count == 180
 
 
-def test_a_run_that_is_ended_leaves_nothing_behind(small_models: Path, tmp_path: Path):
-    """As a background job of a shell too, for which Ctrl-C is ignored."""
+@pytest.mark.parametrize("seconds", [0.0, 0.004, 0.008, 0.1, 2.0])
+def test_a_run_that_is_ended_leaves_nothing_behind(seconds: float, small_models: Path, tmp_path: Path):
+    """Whatever it is about to start just then; as a background job of a shell too, for which Ctrl-C is ignored."""
+    models = tmp_path / "models"
+    models.symlink_to(small_models)  # a path of its own, by which its processes are known
     load = ["--port", str(free_port()), "--minutes", "1", "--rate", "20", "--folder", str(tmp_path / "run")]
     started = subprocess.Popen(
         ["bash", "-c", 'trap "" INT; exec "$@"', "-", sys.executable, "-m", "loadtests.run", *load],
         cwd=ROOT,
-        env={**os.environ, "SEXTANT_MODELS_DIR": str(small_models), "SEXTANT_MODELS": "mnist_mlp"},
+        env={**os.environ, "SEXTANT_MODELS_DIR": str(models), "SEXTANT_MODELS": "mnist_mlp"},
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
         assert started.stdout is not None
         assert "started for this" in started.stdout.readline()
-        family = psutil.Process(started.pid).children(recursive=True)
-        assert family, "the service"
+        assert len(running_with(models)) > 1, "the service"
+        time.sleep(seconds)
         started.terminate()
         assert started.wait(60) == 130
     finally:
         started.kill()
         started.communicate()
-    assert not any(process.is_running() for process in family)
+    assert not running_with(models)
+
+
+def running_with(models: Path) -> list[psutil.Process]:
+    """The processes whose environment names these models."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get("SEXTANT_MODELS_DIR") == str(models):
+                found.append(process)
+    return found

@@ -118,7 +118,7 @@ def test_the_command_soaks_a_server_and_tells_what_it_held(
 
 
 def test_bad_use_is_one_line_and_status_two(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(options, "end_as_interrupted", lambda: None)
+    monkeypatch.setattr(options, "interruptible", lambda main, arguments: main(arguments))
     for arguments, said in (
         (["--rate", "0"], "rate: expected a number above 0"),
         (["--minutes", "0"], "takes at least 1 s"),
