@@ -12,6 +12,7 @@ from typing import Any
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # no usage reports to BentoML's makers
 
 import bentoml
+import uvicorn
 import uvicorn.config
 
 from serving.http.drain import Drain
@@ -19,6 +20,7 @@ from serving.http.front import App, Front
 from serving.http.line import RequestLine
 from serving.http.openapi import complete
 from serving.http.protocol import protocol
+from serving.http.server import Server
 from serving.http.typed import api_method
 from serving.settings import SettingsError, load_settings
 from serving.supervisor import watch_closely
@@ -51,7 +53,8 @@ class LeanService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML's inte
         if SETTINGS.front == "bentoml":
             return application
         front = Front(LINE, ENDPOINTS, application, DRAIN)
-        # BentoML has uvicorn choose its HTTP protocol, and uvicorn looks here.
+        # BentoML makes uvicorn's server and has it choose its HTTP protocol; this is where they look.
+        uvicorn.Server = Server  # type: ignore[misc]
         uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol(front.admission, DRAIN, SETTINGS.keep_alive_seconds)  # type: ignore[assignment]
         return front
 
