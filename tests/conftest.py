@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.models import publish_all
@@ -42,6 +43,11 @@ class Server:
         headers = {"content-type": media_type} if media_type else {}
         headers |= options.pop("headers", {})  # type: ignore[arg-type]
         return httpx.post(self.url + path, content=content, headers=headers, timeout=60, **options)  # type: ignore[arg-type]
+
+
+def workers(server: Server) -> list[psutil.Process]:
+    """The processes that answer, without their supervisor."""
+    return [child for child in psutil.Process(server.pid).children(recursive=True) if "--worker-id" in child.cmdline()]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""uvicorn's server, made to accept whoever waits in one turn of its event loop.
+"""uvicorn's server, made to accept many connections in one turn of its event loop.
 
 libuv, and uvloop with it, takes one connection from a listening socket in a turn. A worker that is asked for more than
 it can do has hundreds of requests to see to in each, and whoever opens a connection waits for as many turns as others
@@ -15,11 +15,12 @@ import uvicorn
 
 ACCEPTED = 16
 """Connections taken in a turn at most, besides libuv's one: saying no to all who come must not starve those who are
-served. Asked for three times what it can do, a worker that took up to 256 answered a third of what this one does."""
+served. Asked for three times what it can do, a worker that took up to 256 answered a third of what this one does (by a
+generator that was late itself, so an order, no figure)."""
 
 
 class Server(uvicorn.Server):
-    """Accepts a connection as uvicorn does, and in the same turn all that wait behind it."""
+    """Accepts a connection as uvicorn does, and in the same turn up to `ACCEPTED` that wait behind it."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

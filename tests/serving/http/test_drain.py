@@ -10,11 +10,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
-import psutil
 import pytest
 
 from serving.metrics import bury_dead_workers
-from tests.conftest import Server, serve
+from tests.conftest import Server, serve, workers
 from tests.serving import pictures
 
 RAW = pictures.mnist_like().tobytes()
@@ -51,10 +50,6 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.05)
-
-
-def workers(server: Server) -> list[psutil.Process]:
-    return [child for child in psutil.Process(server.pid).children(recursive=True) if "--worker-id" in child.cmdline()]
 
 
 def test_a_server_that_is_told_to_end_lets_go_of_its_clients_and_ends_well(small_models: Path, tmp_path: Path):

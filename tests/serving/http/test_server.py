@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ import uvicorn
 import uvloop
 
 from serving.http.server import ACCEPTED, Server
-from tests.conftest import serve
+from tests.conftest import serve, workers
 
 WAITING = 2 * ACCEPTED
 
@@ -53,6 +54,18 @@ async def no_app(scope: object, receive: object, send: object) -> None:
 def test_many_connections_are_accepted_in_a_turn_where_uvicorn_accepts_one():
     assert uvloop.run(turns_to_accept(uvicorn.Server)) == WAITING
     assert uvloop.run(turns_to_accept(Server)) <= 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at a process's files in /proc")
+def test_it_is_the_server_that_bentoml_runs(small_models: Path, tmp_path: Path):
+    """Fails if BentoML makes uvicorn's server another way than through the name that is replaced."""
+    with serve(small_models, tmp_path / "log") as server:
+        port = urlsplit(server.url).port
+        rows = [line.split() for line in Path(f"/proc/{server.pid}/net/tcp").read_text().splitlines()[1:]]
+        listening = next(row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port)
+        (worker,) = workers(server)
+        files = [str(path.readlink()) for path in Path(f"/proc/{worker.pid}/fd").iterdir()]
+        assert files.count(f"socket:[{listening}]") == 2
 
 
 def test_connections_that_came_together_are_all_served(small_models: Path, tmp_path: Path):
